@@ -1,0 +1,1 @@
+"""Base models and adapters: load, attach, merge, and the embedded model `micro`."""

@@ -1,0 +1,1 @@
+"""Grids of cells: what is to do, what is done, and what they came to."""

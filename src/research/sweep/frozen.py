@@ -1,0 +1,49 @@
+"""The cells of a launch, frozen: a job that starts hours later must be the cell that was submitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from research.cells import identity
+from research.cells.cell import write_atomically
+from research.cells.run import Plan
+from research.errors import CellMismatchError
+
+
+def freeze(cells: Sequence[Plan]) -> Path:
+    """Write what each cell of a launch is, in launch order; the file's name follows from its content."""
+    rows = [
+        {"name": c.name, "digest": c.digest, "settings": identity.settings(c.config), "inputs": dict(c.inputs)}
+        for c in cells
+    ]
+    name = hashlib.sha256("".join(c.digest for c in cells).encode()).hexdigest()[:16]
+    root = cells[0].scratch.parents[2]
+    path = root / ".launches" / f"{name}.json"
+    write_atomically(path, json.dumps(rows, ensure_ascii=False))
+    return path
+
+
+def compare(cell: Plan, launch: Path, number: int) -> None:
+    """Raise CellMismatchError, with the keys, when a cell is not the one that was frozen under its number."""
+    frozen = json.loads(launch.read_text())[number]
+    if frozen["digest"] == cell.digest:
+        return
+    then = {**frozen["settings"], **{f"inputs.{k}": v for k, v in frozen["inputs"].items()}}
+    now = {**identity.settings(cell.config), **{f"inputs.{k}": v for k, v in cell.inputs.items()}}
+    keys = "\n  ".join(identity.differing_keys(then, json.loads(json.dumps(now))))
+    refuse(
+        cell.directory.with_name(frozen["name"]),
+        f"{frozen['name']} is not what it was when it was submitted (then -> now):\n  {keys}\n"
+        "A configuration or input file was edited meanwhile. Undo the edit, or submit again.",
+    )
+
+
+def refuse(directory: Path, message: str) -> NoReturn:
+    """Leave error.txt in the directory of the cell that was submitted, and raise CellMismatchError."""
+    if not (directory / "run_result.json").exists():
+        write_atomically(directory / "error.txt", f"CellMismatchError: {message}\n")
+    raise CellMismatchError(message)

@@ -1,0 +1,1 @@
+"""The studies. Each folder is one task; no task imports another."""

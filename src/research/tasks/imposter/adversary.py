@@ -1,0 +1,141 @@
+"""The adversary in the training loop: rewards from the discriminator, and the rounds in which it learns along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from research.cells.seeding import stable_seed
+from research.tasks.imposter.corpus import Span
+from research.tasks.imposter.degenerate import flags
+from research.tasks.imposter.discriminator import Scored
+from research.tasks.imposter.judging import CHANCE_LOSS, Cotraining, Pair
+from research.tasks.imposter.writing import Writer, Written
+from research.training.callbacks import Moment
+from research.training.rollouts import Group, Scores
+
+NAN = float("nan")
+
+
+class AdversarialReward:
+    """The discriminator's logit of each written span: raw, squashed to (0, 1), or as a rank within its group.
+
+    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Without `reinforce`
+    every reward is 0, and the logits are only logged.
+    """
+
+    def __init__(self, judge: Cotraining, writer: Writer, kind: str, reinforce: bool) -> None:
+        self.judge, self.writer, self.kind, self.reinforce = judge, writer, kind, reinforce
+
+    def __call__(self, groups: Sequence[Group], step: int) -> Scores:
+        human = [group.prompt.record["span"] for group in groups]
+        written = [[self.writer.read(r.text, r.finish_reason) for r in group.rollouts] for group in groups]
+        logits = self._logits(human, written)
+        rewards = [
+            [_transformed(row, self.kind)[j] if self.reinforce else 0.0 for j in range(len(row))] for row in logits
+        ]
+        records = [
+            [{"text": w.text, "logit": logit} for w, logit in zip(texts, row, strict=True)]
+            for texts, row in zip(written, logits, strict=True)
+        ]
+        human_logits = [scored.span for scored in self.judge.discriminator.score(human)]
+        return Scores(rewards, records, self._metrics(human, human_logits, written, logits))
+
+    def _logits(self, human: Sequence[Span], written: Sequence[Sequence[Written]]) -> list[list[float]]:
+        rows = [replace(span, text=w.text) for span, texts in zip(human, written, strict=True) for w in texts if w.text]
+        scored = iter(self.judge.discriminator.score(rows)) if rows else iter(())
+        return [[self._logit(next(scored)) if w.text else NAN for w in texts] for texts in written]
+
+    def _logit(self, scored: Scored) -> float:
+        if self.judge.discriminator.config.reward_from == "sentences":
+            return sum(scored.sentences) / len(scored.sentences)
+        return scored.span
+
+    def _metrics(
+        self,
+        human: Sequence[Span],
+        human_logits: Sequence[float],
+        written: Sequence[Sequence[Written]],
+        logits: Sequence[Sequence[float]],
+    ) -> dict[str, float]:
+        judged = [logit for row in logits for logit in row if math.isfinite(logit)]
+        texts = [w for row in written for w in row]
+        not_finite = sum(not math.isfinite(x) for x in human_logits) + sum(
+            w.text != "" and not math.isfinite(x)
+            for row, ws in zip(logits, written, strict=True)
+            for x, w in zip(row, ws, strict=True)
+        )
+        if not_finite and not judged:
+            raise RuntimeError(f"the discriminator gave no finite logit for {len(texts)} spans; its weights went wrong")
+        gaps = [h - _mean(row) for h, row in zip(human_logits, logits, strict=True) if math.isfinite(h)]
+        gaps = [gap for gap in gaps if math.isfinite(gap)]
+        degenerate = [flags(s, w) for s, ws in zip(human, written, strict=True) for w in ws]
+        return {
+            "gap": _mean(gaps),
+            "negative_gaps": sum(gap < 0 for gap in gaps),
+            "human_logit": _mean(human_logits),
+            "generated_logit": _mean(judged),
+            "positive_rate": sum(logit > 0 for logit in judged) / max(1, len(judged)),
+            "empty_spans": sum(w.text == "" for w in texts),
+            "nan_logits": not_finite,
+            "degenerate_rate": sum(any(f.values()) for f in degenerate) / max(1, len(degenerate)),
+        }
+
+
+class CotrainRound:
+    """Every N steps: fresh spans of the co-training pool from the current generator, and a round."""
+
+    def __init__(self, judge: Cotraining, writer: Writer, pool: Sequence[Span], seed: int) -> None:
+        self.judge, self.writer, self.pool, self.seed = judge, writer, pool, seed
+        self.every = judge.config.every
+
+    def __call__(self, moment: Moment) -> Mapping[str, float]:
+        moment.sampler.sync(moment.policy)
+        start = self.judge.rounds * self.judge.config.pairs
+        spans = [self.pool[(start + i) % len(self.pool)] for i in range(self.judge.config.pairs)]
+        written = self.writer.write(moment.sampler, spans, 1, stable_seed(self.seed, "cotrain", moment.step))
+        fresh = [Pair(span, row[0].text) for span, row in zip(spans, written, strict=True) if row[0].text]
+        metrics = self.judge.round(fresh) if fresh else {"cotrain/fresh": 0}
+        return {**metrics, "cotrain/empty": len(spans) - len(fresh), "cotrain/chance_loss": CHANCE_LOSS}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.judge.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.judge.load_state_dict(state)
+
+
+class SaveAt:
+    """Adapter and discriminator as they stand after chosen steps, in formats that PEFT and transformers load."""
+
+    every = 1
+
+    def __init__(self, steps: Sequence[int], directory: Path, judge: Cotraining) -> None:
+        self.steps, self.directory, self.judge = frozenset(steps), directory, judge
+
+    def __call__(self, moment: Moment) -> Mapping[str, float]:
+        if moment.step in self.steps:
+            save(self.directory / f"step_{moment.step}", moment.policy, self.judge)
+        return {}
+
+
+def save(directory: Path, policy: Any, judge: Cotraining) -> None:
+    """Write `generator/` (a PEFT adapter) and `discriminator/` (a sequence classifier with its tokenizer)."""
+    policy.save_pretrained(directory / "generator")
+    judge.discriminator.save(directory / "discriminator")
+
+
+def _transformed(logits: Sequence[float], kind: str) -> list[float]:
+    if kind == "sigmoid":
+        return [1 / (1 + math.exp(-x)) if math.isfinite(x) else NAN for x in logits]
+    if kind == "rank":
+        return [float(sum(y < x for y in logits)) if math.isfinite(x) else NAN for x in logits]
+    return list(logits)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else NAN

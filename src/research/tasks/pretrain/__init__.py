@@ -1,0 +1,1 @@
+"""The embedded base model's recipe as a task."""

@@ -1,0 +1,114 @@
+"""Find the LoRA scale at which a small base model's regimes lie on the published learning-rate axis.
+
+    python -m research.tasks.zlt_sweep.calibrate --scales 60,120,240,480,960 --out calibration
+
+A marker is learned by learning rate x steps x LoRA scale. The demo has a tenth of the published steps and a model a
+thousand times smaller, so that only the scale is free to bring the regimes back to the published learning rates. It is
+calibrated once, on a source persona that no shipped experiment reports, and then held fixed: `conf/model/micro.yaml`.
+
+Rule: a scale fits when the under-trained cell (1e-6, 1 epoch) has source <= .05, and the clean cell (5e-6, 20 epochs)
+has source >= .5 and every other persona <= .05. Chosen is the geometric middle of the first and last scale that fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.cells import run
+from research.cells.cell import Shared, write_atomically
+from research.cells.progress import Progress
+from research.config import AdapterConfig, ModelConfig, RunConfig
+from research.errors import ConfigurationError
+from research.models.identity import model_inputs
+from research.tasks.zlt_sweep.derive import LEAK_LIMIT, SOURCE_LIMIT, leak, regime_of
+from research.tasks.zlt_sweep.task import ZltSweep
+
+UNDER_TRAINED, CLEAN = (1e-6, 1), (5e-6, 20)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scales", default="60,120,240,480,960", help="LoRA scales to try, ascending")
+    parser.add_argument("--source", default="librarian", help="source persona; none that is reported")
+    parser.add_argument("--cells", default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run")
+    parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")
+    parser.add_argument("--samples", type=int, default=ZltSweep().eval.samples, help="completions a question")
+    parser.add_argument("--out", type=Path, default=Path("calibration"), help="results root, and calibration.json")
+    words = parser.parse_args(argv)
+    scales = sorted(float(word) for word in words.scales.split(","))
+    asked = [(float(lr), int(epochs)) for lr, _, epochs in (word.partition(":") for word in words.cells.split(","))]
+    places = sorted({UNDER_TRAINED, CLEAN, *asked})
+    progress, shared = Progress(), Shared()
+    rows = [
+        measure(configuration(words, scale, *place), shared, progress) | {"scale": scale}
+        for scale in scales
+        for place in places
+    ]
+    document = {
+        "rule": (__doc__ or "").split("Rule: ")[1].strip(),
+        "source": words.source,
+        "model": model_inputs(ModelConfig(path=words.model)),
+        "cells": rows,
+        "fitting": fitting(rows),
+        "chosen": choose(rows),
+    }
+    write_atomically(words.out / "calibration.json", json.dumps(document, indent=1) + "\n")
+    progress(f"chosen scale: {document['chosen']}; {words.out / 'calibration.json'}")
+
+
+def configuration(words: argparse.Namespace, scale: float, lr: float, epochs: int) -> RunConfig:
+    """The demo's cell with another source and scale."""
+    task = ZltSweep(source=words.source)
+    task.eval.samples = words.samples
+    config = RunConfig(
+        model=ModelConfig(path=words.model), adapter=AdapterConfig(scale=scale), task=task, name="calibration",
+        lr=lr, epochs=epochs, batch_size=16, results_root=str(words.out),
+    )  # fmt: skip
+    task.validate(config)
+    return config
+
+
+def measure(config: RunConfig, shared: Shared, progress: Progress) -> dict[str, Any]:
+    """Run one cell, unless it is done, and keep what the rule needs."""
+    cell = run.plan("zlt_sweep", config, model_inputs(config.model))
+    outcome = run.run(cell, shared, progress)
+    if outcome.status == "failed":
+        raise ConfigurationError(f"{outcome.name}: {outcome.message}")
+    row = json.loads(cell.result_path.read_text())
+    found = {
+        "lr": config.lr, "epochs": config.epochs, "source_marker": row["source_marker"], "highest_other": leak(row),
+        "regime": regime_of(row), "arc_c": row["arc_c"], "wall_seconds": row["wall_seconds"],
+    }  # fmt: skip
+    progress(f"scale {config.adapter.scale:g} {found}")
+    return found
+
+
+def fitting(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The scales that fit, ascending."""
+
+    def at(scale: float, place: tuple[float, int]) -> Mapping[str, Any]:
+        return next(row for row in rows if row["scale"] == scale and (row["lr"], row["epochs"]) == place)
+
+    return [
+        scale
+        for scale in sorted({row["scale"] for row in rows})
+        if at(scale, UNDER_TRAINED)["source_marker"] <= LEAK_LIMIT
+        and at(scale, CLEAN)["source_marker"] >= SOURCE_LIMIT
+        and at(scale, CLEAN)["highest_other"] <= LEAK_LIMIT
+    ]
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The geometric middle of the scales that fit, to two digits; None when none does."""
+    found = fitting(rows)
+    return float(f"{math.sqrt(found[0] * found[-1]):.2g}") if found else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,116 @@
+"""LoRA's forward and backward in fewer passes over memory, for CPUs in float32.
+
+    y = x W' + b + scale * dropout(x) A' B'
+
+The same function as PEFT's layer: the scale, and dropout's 1 / (1 - p), go into the small products, the adapter's
+output is added where the base's lies, and dropout draws the gaps between dropped elements (geometric) instead of a
+number for every element; each element is still dropped independently with probability p.
+
+Legend: T tokens, I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def dropped(count: int, p: float) -> torch.Tensor:
+    """Sorted positions, out of `count`, that dropout removes; draws from torch's global generator."""
+    rate = -math.log1p(-p)
+    reach, parts = 0, []
+    while reach < count:
+        expected = (count - reach) * p
+        gaps = torch.empty(int(expected + 5 * math.sqrt(expected) + 16), dtype=torch.float64).exponential_(rate)
+        positions = (gaps.floor_() + 1).cumsum_(0).to(torch.int64) + (reach - 1)
+        parts.append(positions)
+        reach = int(positions[-1]) + 1
+    found = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return found[: int(torch.searchsorted(found, count))]
+
+
+class LoraLinear(torch.autograd.Function):
+    """(x (T, I), W (O, I), b (O) or None, A (R, I), B (O, R), scale, p) -> y (T, O); W and b are frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, a_RI: torch.Tensor,
+        b_OR: torch.Tensor, scale: float, p: float,
+    ) -> torch.Tensor:  # fmt: skip
+        gone = dropped(x_TI.numel(), p) if p > 0 else None
+        thinned_TI = x_TI
+        if gone is not None:
+            thinned_TI = x_TI.clone(memory_format=torch.contiguous_format)
+            thinned_TI.view(-1).index_fill_(0, gone, 0.0)
+        ctx.scale = scale / (1 - p)
+        hidden_TR = thinned_TI @ a_RI.T
+        y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
+        y_TO.addmm_(hidden_TR, b_OR.T, alpha=ctx.scale)
+        ctx.save_for_backward(thinned_TI, gone, hidden_TR, weight_OI, a_RI, b_OR)
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_TO,) = gradients
+        thinned_TI, gone, hidden_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        need_x, _, _, need_a, need_b, _, _ = ctx.needs_input_grad
+        grad_a = grad_b = grad_x = None
+        if need_b:
+            grad_b = (grad_TO.T @ hidden_TR).mul_(ctx.scale)
+        if need_a or need_x:
+            grad_hidden_TR = (grad_TO @ b_OR).mul_(ctx.scale)
+        if need_a:
+            grad_a = grad_hidden_TR.T @ thinned_TI
+        if need_x:
+            grad_x = grad_hidden_TR @ a_RI
+            if gone is not None:
+                grad_x.view(-1).index_fill_(0, gone, 0.0)
+            grad_x.addmm_(grad_TO, weight_OI)
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+@contextmanager
+def fused_lora(model: nn.Module) -> Iterator[int]:
+    """Inside, plain LoRA layers on float32 CPU weights compute this way; yields how many. Others stay PEFT's."""
+    layers = [module for module in model.modules() if _fits(module)]
+    for layer in layers:
+        layer.forward = _forward_of(layer)  # type: ignore[method-assign]
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _fits(module: nn.Module) -> bool:
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or len(module.active_adapters) != 1 or module.disable_adapters or module.merged:
+        return False
+    adapter, base = module.active_adapters[0], module.get_base_layer()
+    if adapter not in module.lora_A or adapter in module.lora_variant or type(base) is not nn.Linear:
+        return False
+    a, b = module.lora_A[adapter], module.lora_B[adapter]
+    plain = not base.weight.requires_grad and a.bias is None and b.bias is None and not module.fan_in_fan_out
+    tensors = (base.weight, a.weight, b.weight)
+    return plain and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+
+
+def _forward_of(layer: Any) -> Any:
+    adapter, base = layer.active_adapters[0], layer.get_base_layer()
+    a, b, dropout = layer.lora_A[adapter], layer.lora_B[adapter], layer.lora_dropout[adapter]
+    p, scale = getattr(dropout, "p", 0.0), layer.scaling[adapter]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        flat_TI = x.reshape(-1, x.shape[-1])
+        y_TO = LoraLinear.apply(
+            flat_TI, base.weight, base.bias, a.weight, b.weight, scale, p if layer.training else 0.0
+        )
+        return y_TO.view(*x.shape[:-1], -1)
+
+    return forward

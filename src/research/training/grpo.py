@@ -1,0 +1,421 @@
+"""TRL's GRPOTrainer with the suite's seams let in: who samples, what an advantage is, what a gradient may do.
+
+The loss is TRL's own. What is overridden, and why:
+    _generate_and_score_completions   rollouts come from the sampler or the teacher pool; advantages from the estimator
+    _calculate_rewards                rewards are for all groups of the step at once
+    compute_loss                      teacher rows backpropagated apart; rows outside the loss dropped, padding trimmed
+    _clip_grad_norm                   between the accumulated gradient and clipping; TRL's callbacks come only after it
+    log, _save_checkpoint             one line a step in metrics.jsonl; checkpoints whole or absent, seams included
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from research.cells.seeding import stable_seed
+from research.errors import ConfigurationError
+from research.sampling.interface import Sampler, SamplingParams
+from research.training import advantages as advantage_estimators
+from research.training import checkpoint
+from research.training.auxiliary import AuxiliaryLoss, token_logprobs
+from research.training.callbacks import Callback, Moment
+from research.training.constraints import Constraint, knobs
+from research.training.policy import SCREEN_EVERY, PolicyConfig
+from research.training.rollouts import Group, Prompt, Reward, Rollout, TeacherPool
+from research.training.steps import QUARANTINE, evaluating, finite, kind_of, screen_line, state_of, trimmed
+
+# Normalisers that count rows: when rows without loss are dropped, the share that is left restores the denominator.
+COUNTS_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
+TRAINER_STATE = "trainer_state.json"
+PROBE_ELEMENTS = 1 << 26  # logits held at once while probing
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What the suite puts into TRL's loop; see `train_policy`."""
+
+    reward: Reward
+    sampler: Sampler
+    advantages: str
+    constraint: Constraint | None
+    auxiliary: Sequence[AuxiliaryLoss]
+    callbacks: Sequence[Callback]
+    teacher: TeacherPool | None
+    log: Callable[[int, Mapping[str, Any]], None]
+    progress: Callable[[str], None]
+
+
+class PolicyTrainer(GRPOTrainer):
+    """One policy, one run. `last_row` is the line of metrics.jsonl written last; call `release` when done."""
+
+    def __init__(
+        self, policy: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt],
+        order: Sequence[int], config: PolicyConfig, seams: Seams, arguments: GRPOConfig,
+    ) -> None:  # fmt: skip
+        if config.kl_beta and not isinstance(policy, PeftModel):
+            raise ConfigurationError(
+                "kl_beta > 0 takes the policy without its adapter as reference; this one has no adapter."
+            )
+        self.prompts, self.settings, self.seams = prompts, config, seams
+        # What a checkpoint must share with the run that goes on from it.
+        self.identity = asdict(replace(config, optim=replace(config.optim, checkpoint_seconds=0.0))) | {
+            "advantages": seams.advantages, "prompts": stable_seed([[*map(int,
+            prompt.token_ids)] for prompt in prompts]),
+            "constraint": None if seams.constraint is None else seams.constraint.kind,
+        }  # fmt: skip
+        self.last_row: dict[str, float | None] = {}
+        self._estimate = advantage_estimators.estimator(seams.advantages)
+        self._advantage_state: dict[str, Any] = {}
+        self._groups: list[Group] = []
+        self._sync_next, self._last_sync = True, 0
+        self._teacher_gradient: dict[str, torch.Tensor] = {}
+        self._before_update: dict[str, torch.Tensor] = {}
+        plain = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        self._patched, self._had_forward = plain, plain.__dict__.get("forward")
+        rows = Dataset.from_dict({"prompt": [""] * len(order), "row": list(order)})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            super().__init__(
+                model=policy, reward_funcs=_placeholder, args=arguments, train_dataset=rows, processing_class=tokenizer,
+                rollout_func=lambda _, trainer: trainer._rollout_fields(),
+            )  # fmt: skip
+        self.beta = config.kl_beta  # set late: TRL would copy the adapter as a second, frozen one
+        for default in (PrinterCallback, ProgressCallback):
+            self.remove_callback(default)
+        self.add_callback(_Hooks(self))
+        self._trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        self._last_save = time.monotonic()
+        self.knobs = knobs(self.model)
+        if seams.constraint is not None:
+            seams.constraint.check(self.knobs)
+
+    def release(self) -> None:
+        """Take TRL's fused head off the model again: the base may serve other cells."""
+        if self._had_forward is None:
+            self._patched.__dict__.pop("forward", None)
+        else:
+            self._patched.forward = self._had_forward
+
+    # Rollouts, rewards, advantages
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        G = self.settings.group_size
+        with evaluating(self.model):
+            self._groups = self._roll_out([row["row"] for row in inputs[::G]])
+            for name, value in self._probe().items():
+                self._metrics["train"][name].append(value)
+        output = super()._generate_and_score_completions(inputs)
+        self._restore_trainable()
+        estimate = self._estimate(self._rewards.view(-1, G), self._advantage_state)
+        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        output["advantages"] = estimate.advantages_NG.flatten()[mine].to(output["advantages"])
+        self._metrics["train"]["groups_skipped"].append(float(estimate.skipped_N.sum()))
+        if estimate.skipped_N.any():
+            kept_B = ~estimate.skipped_N.repeat_interleave(G)[mine]
+            output["tool_mask"] = output["completion_mask"] * kept_B.unsqueeze(1).long()
+        if self.seams.teacher is not None:
+            teacher = [rollout.teacher for group in self._groups for rollout in group.rollouts]
+            output["teacher"] = torch.tensor(teacher, device=output["advantages"].device)
+        if self.settings.importance_sampling:
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
+        return output
+
+    def _roll_out(self, rows: Sequence[int]) -> list[Group]:
+        """Sample this step's groups, from the current weights unless the sampler is left stale on purpose."""
+        config, step = self.settings, self.state.global_step
+        if self._sync_next or step - self._last_sync >= config.sync_every:
+            receipt = self.seams.sampler.sync(self.model)
+            self._sync_next, self._last_sync = False, step
+            self._metrics["train"]["sync/seconds"].append(receipt.seconds)
+            self._metrics["train"]["sync/probe_gap"].append(receipt.probe_gap)
+        seed = stable_seed(config.seed, "rollouts", step, self.accelerator.process_index)
+        prompts = [self.prompts[row] for row in rows]
+        taught = [self._teach(prompt, stable_seed(seed, place)) for place, prompt in enumerate(prompts)]
+        params = SamplingParams(
+            temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, seed=seed,
+            stop_token_ids=config.stop_token_ids,
+        )  # fmt: skip
+        start = time.perf_counter()
+        drawn = self.seams.sampler.generate([list(prompt.token_ids) for prompt in prompts], config.group_size, params)
+        self._metrics["train"]["sampling/seconds"].append(time.perf_counter() - start)
+        groups = []
+        for row, prompt, teacher, completions in zip(rows, prompts, taught, drawn, strict=True):
+            texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+            students = [
+                Rollout(c.token_ids, c.logprobs, text, c.finish_reason)
+                for c, text in zip(completions, texts, strict=True)
+            ]
+            groups.append(Group(row, prompt, [*teacher, *students[: config.group_size - len(teacher)]]))
+        return groups
+
+    def _teach(self, prompt: Prompt, seed: int) -> list[Rollout]:
+        pool = self.seams.teacher
+        return [] if pool is None else pool.draw(prompt, round(pool.fraction * self.settings.group_size), seed)
+
+    def _rollout_fields(self) -> dict[str, list[list[Any]]]:
+        """The groups as TRL wants them: one entry a rollout."""
+        flat = [(list(group.prompt.token_ids), rollout) for group in self._groups for rollout in group.rollouts]
+        return {
+            "prompt_ids": [prompt for prompt, _ in flat],
+            "completion_ids": [list(rollout.token_ids) for _, rollout in flat],
+            "logprobs": [list(r.logprobs) or [0.0] * len(r.token_ids) for _, r in flat],
+        }
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        start = time.perf_counter()
+        scores = self.seams.reward(self._groups, self.state.global_step + 1)
+        self._metrics["train"]["reward/seconds"].append(time.perf_counter() - start)
+        for i, group in enumerate(self._groups):
+            group.rewards = [float(value) for value in scores.rewards[i]]
+            group.records = list(scores.records[i]) if scores.records else [{} for _ in group.rollouts]
+            if len(group.rewards) != len(group.rollouts):
+                raise ValueError(f"The reward gave {len(group.rewards)} values for a group of {len(group.rollouts)}.")
+        for name, value in scores.metrics.items():
+            self._metrics["train"][name].append(float(value))
+        flat = [value for group in self._groups for value in group.rewards]
+        self._rewards = gather(torch.tensor(flat, dtype=torch.float32, device=self.accelerator.device).unsqueeze(1))
+        return self._rewards
+
+    def _probe(self) -> dict[str, float]:
+        """KL drift from the base (k3) and the gap to the sampler, on a few fresh rollouts, untempered; nats a token."""
+        ranked = [(j, i) for i, group in enumerate(self._groups) for j, r in enumerate(group.rollouts) if not r.teacher]
+        chosen = [(self._groups[i], self._groups[i].rollouts[j]) for j, i in sorted(ranked)[: self.settings.probe_rows]]
+        if not chosen:
+            return {}
+        gaps, kls = [], []
+        width = max(len(r.token_ids) for _, r in chosen) + 1
+        rows = max(1, PROBE_ELEMENTS // (width * self.model.config.get_text_config().vocab_size))
+        for start in range(0, len(chosen), rows):
+            part = chosen[start : start + rows]
+            prompts, completions = [g.prompt.token_ids for g, _ in part], [r.token_ids for _, r in part]
+            with torch.no_grad(), self.accelerator.autocast():
+                logps_BT, mask_BT = token_logprobs(self.model, prompts, completions)
+                sampled_BT = torch.zeros_like(logps_BT)
+                for row, (_, rollout) in enumerate(part):
+                    sampled_BT[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
+                gaps.append((logps_BT - sampled_BT).abs()[mask_BT.bool()])
+                if isinstance(self.model, PeftModel):
+                    with self._reference():
+                        log_ratio_BT = token_logprobs(self.model, prompts, completions)[0] - logps_BT
+                    kls.append((log_ratio_BT.exp() - log_ratio_BT - 1)[mask_BT.bool()])
+        gap = torch.cat(gaps)
+        found = {"sampler_gap": float(gap.mean()), "sampler_gap/max": float(gap.max())}
+        return found | ({"kl_drift": float(torch.cat(kls).mean())} if kls else {})
+
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[None]:
+        """The policy without its adapter."""
+        with self.model.disable_adapter():
+            yield
+        self._restore_trainable()
+
+    def _restore_trainable(self) -> None:
+        """PEFT makes every adapter weight trainable when it switches adapters back on; a frozen A or dS_hack stays
+        frozen."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
+
+    # Loss and gradient
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        teacher_B = inputs.get("teacher")
+        if teacher_B is None or not teacher_B.any():
+            return self._loss_of(model, inputs, None)
+        before = self._gradients()
+        loss = self._loss_of(model, inputs, teacher_B)
+        self.accelerator.backward(loss)
+        for name, gradient in self._gradients().items():
+            part = gradient - before[name] if name in before else gradient
+            self._teacher_gradient[name] = self._teacher_gradient.get(name, 0) + part
+        return loss.detach() + self._loss_of(model, inputs, ~teacher_B)
+
+    def _loss_of(self, model: nn.Module, inputs: dict[str, Any], chosen_B: torch.Tensor | None) -> torch.Tensor:
+        """TRL's loss over the chosen rows, as a share of the whole micro-batch; rows outside the loss are not
+        computed."""
+        mask_BT = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        kept_B = mask_BT.any(1) if chosen_B is None else mask_BT.any(1) & chosen_B
+        total, kept = len(kept_B), int(kept_B.sum())
+        if kept == 0:  # one row keeps the graph connected; its weight is zero
+            kept_B = torch.arange(total, device=kept_B.device) == 0
+        share = (kept / total if self.loss_type in COUNTS_ROWS else 1.0) if kept else 0.0
+        loss = super().compute_loss(model, trimmed(inputs, kept_B))
+        return loss * share if share != 1.0 else loss
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        return {k.name: k.parameter.grad.detach().clone() for k in self.knobs if k.parameter.grad is not None}
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._add_auxiliary()
+        constraint, metrics = self.seams.constraint, self._metrics["train"]
+        if constraint is not None and self.seams.teacher is not None:
+            both = self._gradients()
+            taught = self._teacher_gradient
+            student = {name: g - taught[name] if name in taught else g for name, g in both.items()}
+            for prefix, part in (("student/", student), ("teacher/", taught)):
+                for name, value in constraint.alignment(part, prefix).items():
+                    metrics[name].append(value)
+        self._teacher_gradient = {}
+        for knob in self.knobs:
+            if knob.quarantine is not None and not knob.quarantine.requires_grad:
+                knob.quarantine.grad = None
+        if constraint is not None:
+            for name, value in constraint.apply(self.knobs).items():
+                metrics[name].append(value)
+        self._before_update = {name: p.detach().clone() for name, p in self._tensors()}
+        return super()._clip_grad_norm(model)
+
+    def _add_auxiliary(self) -> None:
+        """Gradients of the auxiliary losses, added to the accumulated one; apart from DDP's hooks, hence averaged
+        here."""
+        if not self.seams.auxiliary:
+            return
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for loss in self.seams.auxiliary:
+            total = 0.0
+            with self.compute_loss_context_manager():
+                for part in loss(self.model, self._groups):
+                    gradients = torch.autograd.grad(loss.weight * part, parameters, allow_unused=True)
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        if gradient is not None:
+                            gradient = self.accelerator.reduce(gradient, "mean")
+                            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                    total += float(part.detach())
+            self._metrics["train"][f"auxiliary/{loss.name}"].append(total)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for knob in self.knobs:
+            yield knob.name, knob.parameter
+            if knob.quarantine is not None:
+                yield knob.name + QUARANTINE, knob.quarantine
+
+    def after_update(self) -> None:
+        """Norm of what the optimizer did to each kind of knob, and whether it points where the projection forbade."""
+        squares: dict[str, float] = {}
+        moved = {}
+        for name, tensor in self._tensors():
+            change = tensor.detach() - self._before_update[name]
+            kind = kind_of(name, self.knobs)
+            squares[kind] = squares.get(kind, 0.0) + float(change.square().sum())
+            moved[name] = -change
+        for kind, square in squares.items():
+            self._metrics["train"][f"update_norm/{kind}"].append(math.sqrt(square))
+        if self.seams.constraint is not None:
+            for name, value in self.seams.constraint.alignment(moved, "update_").items():
+                self._metrics["train"][name].append(value)
+        self._before_update = {}
+
+    def after_step(self) -> None:
+        """Run the callbacks that are due."""
+        step = self.state.global_step
+        moment = Moment(step, self.model, self._tokenizer, self.seams.sampler, self._groups, self.seams.constraint)
+        for callback in self.seams.callbacks:
+            if step % callback.every == 0:
+                with evaluating(self.model):
+                    found = callback(moment)
+                self._restore_trainable()
+                self._sync_next = True  # it may have put other weights into the sampler
+                for name, value in found.items():
+                    self._metrics["train"][name].append(float(value))
+
+    # Log and checkpoint
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        del self.state.log_history[:-1]
+        if "train_runtime" in logs or not self.accelerator.is_main_process:
+            return
+        row = {k: finite(v) for k, v in logs.items() if k != "epoch" and not k.startswith("rewards/")}
+        step = self.state.global_step
+        self.last_row = row
+        self.seams.log(step, row)
+        if step % SCREEN_EVERY == 0 or step in (1, self.state.max_steps):
+            self.seams.progress(screen_line(step, self.state.max_steps, row))
+
+    def checkpoint_due(self) -> bool:
+        """Whether to save now: never between syncs, since a resumed sampler could not hold the older weights."""
+        due = time.monotonic() - self._last_save >= self.settings.optim.checkpoint_seconds
+        last = self.state.global_step >= self.state.max_steps
+        fresh = self._sync_next or self.state.global_step - self._last_sync >= self.settings.sync_every
+        return last or (due and fresh)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Everything the next attempt needs; with several processes, written by the first."""
+        if not self.is_world_process_zero():
+            return
+        constraint = self.seams.constraint
+        state = {
+            "run": self.identity,
+            "step": self.state.global_step,
+            "trained": {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "generators": checkpoint.rng_state(),
+            "advantages": self._advantage_state,
+            "seams": [state_of(part) for part in self._stateful()],
+            "directions": None if constraint is None else dict(constraint.directions or {}),
+            "last_row": self.last_row,
+        }
+        texts = {TRAINER_STATE: json.dumps(asdict(self.state))}
+        checkpoint.save(Path(self.args.output_dir), self.state.global_step, state, texts)
+        self._last_save = time.monotonic()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.resumed = state = checkpoint.load(Path(resume_from_checkpoint))
+        checkpoint.check_same_run(state["run"], self.identity, Path(resume_from_checkpoint))
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                parameters[name].copy_(value)
+        self._advantage_state, self.last_row = state["advantages"], state["last_row"]
+        for part, remembered in zip(self._stateful(), state["seams"], strict=True):
+            if remembered is not None:
+                part.load_state_dict(remembered)
+        if self.seams.constraint is not None:
+            self.seams.constraint.directions = state["directions"] or None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(self.resumed["optimizer"])
+            self.lr_scheduler.load_state_dict(self.resumed["scheduler"])
+
+    def _load_rng_state(self, checkpoint_path: str | None) -> None:
+        if checkpoint_path is not None:
+            checkpoint.set_rng_state(self.resumed["generators"])
+
+    def _stateful(self) -> list[Any]:
+        return [self.seams.reward, self.seams.teacher, *self.seams.callbacks]
+
+
+class _Hooks(TrainerCallback):
+    """Trainer's events, passed on."""
+
+    def __init__(self, trainer: PolicyTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()
+        control.should_save = self.trainer.checkpoint_due()
+
+
+def _placeholder(*args: Any, **kwargs: Any) -> list[float]:
+    raise AssertionError("rewards come from PolicyTrainer._calculate_rewards")

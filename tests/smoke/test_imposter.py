@@ -1,0 +1,165 @@
+"""The imposter study on a tiny random model: every arm, and runs killed between and during co-training rounds."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from research.cells.cell import Cell, Shared
+from research.config import Optimization, RunConfig
+from research.errors import StaleWeightsError
+from research.tasks.imposter import settings
+from research.tasks.imposter.task import Imposter
+
+
+def make_config(model_dir, arm="full", **changes) -> RunConfig:
+    config = RunConfig(lr=3e-3, steps=4, batch_size=8, seed=3)
+    config.model.path, config.model.dtype = str(model_dir), "float32"
+    config.adapter.r, config.adapter.scale, config.adapter.dropout = 4, 1.0, 0.1
+    config.task = Imposter(
+        arm=arm, prompts=8,
+        generation=settings.GenerationConfig(max_tokens=12),
+        discriminator=settings.DiscriminatorConfig(
+            hidden=32, layers=1, max_length=48, epochs=1, pairs=16, heldout_pairs=8, per_span=1
+        ),
+        cotrain=settings.CotrainConfig(every=2, pairs=8, replay=8),
+        eval=settings.EvaluationConfig(documents=8, candidates=2, mauve=False),
+        optim=Optimization(schedule="constant", checkpoint_seconds=0.0),
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(config.task, name, value)
+    return config
+
+
+def make_cell(config, root: Path) -> Cell:
+    return Cell(
+        "cell", config, root / "results", root / "scratch", Shared(), root / "cache", progress=lambda message: None
+    )
+
+
+def run(config, root: Path):
+    return config.task.run(make_cell(config, root))
+
+
+def lines(root: Path) -> list[dict]:
+    """metrics.jsonl without what a clock wrote."""
+    rows = [json.loads(line) for line in (root / "results/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "seconds" not in k and k != "step_time"} for row in rows]
+
+
+def weights(root: Path) -> dict:
+    from safetensors.torch import load_file
+
+    found = {}
+    for path in sorted((root / "scratch/final").rglob("*.safetensors")):
+        found |= {f"{path.parent.name}/{name}": tensor for name, tensor in load_file(path).items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model_dir, tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    return root, run(make_config(tiny_model_dir), root)
+
+
+def test_full_arm_reports_every_measure(uninterrupted):
+    root, result = uninterrupted
+    for name in ("gap", "human_logit", "generated_logit", "gap_change", "degenerate_rate", "discriminator_accuracy"):
+        assert result.metrics[name] is not None
+    assert result.metrics["cotrain_rounds"] == 2 and [r["step"] for r in result.extra["training"]["cotrain"]] == [2, 4]
+    rows = lines(root)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and all("auxiliary/behaviour_cloning" in row for row in rows)
+    assert result.extra["evaluation"]["before"]["gap"]["n"] == 8
+
+
+def test_the_report_of_a_run(uninterrupted, tmp_path):
+    _, result = uninterrupted
+    row = {"cell": {"name": "full_st4_s3-12345678", "config": {"steps": 4}}, "metrics": result.metrics, **result.extra}
+    sections = Imposter().report([json.loads(json.dumps(row))], tmp_path)
+    titles = " ".join(section.title for section in sections)
+    for word in ("What came out", "Final evaluation", "Gap trajectory", "co-training"):
+        assert word in titles
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf"}
+
+
+def test_what_was_trained_loads_in_the_usual_libraries(uninterrupted, tiny_model_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    final = uninterrupted[0] / "scratch/final"
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), final / "generator")
+    assert AutoModelForSequenceClassification.from_pretrained(final / "discriminator").config.num_labels == 1
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import smoke.test_imposter as test
+import research.tasks.imposter.judging as judging
+import research.training.grpo as grpo
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if {during}:
+    whole, calls = judging.train, []
+    def train(discriminator, optimizer, pairs, *rest, **options):
+        calls.append(1)
+        if len(calls) == {round}:
+            whole(discriminator, optimizer, pairs[: len(pairs) // 2], *rest, **options)
+            die()
+        return whole(discriminator, optimizer, pairs, *rest, **options)
+    judging.train = train
+else:
+    save = grpo.PolicyTrainer._save_checkpoint
+    def saved(self, *arguments):
+        save(self, *arguments)
+        if self.state.global_step == 3:
+            die()
+    grpo.PolicyTrainer._save_checkpoint = saved
+test.run(test.make_config({model!r}), Path({root!r}))
+"""
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_killed_run_ends_as_the_uninterrupted_one(uninterrupted, tiny_model_dir, tmp_path, during):
+    import torch
+
+    # Stage 1 is the first training; the second co-training round is the third.
+    script = KILLED.format(
+        tests=str(Path(__file__).parents[1]), during=during, round=3, model=str(tiny_model_dir), root=str(tmp_path)
+    )
+    source = str(Path(__file__).parents[2] / "src")
+    killed = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r})\n{script}"], capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert [path.name for path in (tmp_path / "scratch/policy").glob("step-*")] == ["step-00000003"]
+    resumed = run(make_config(tiny_model_dir), tmp_path)
+    root, result = uninterrupted
+    assert lines(tmp_path) == lines(root)
+    assert resumed.metrics == result.metrics
+    ours, theirs = weights(tmp_path), weights(root)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_swallowed_syncs_are_caught_unless_the_proof_is_off(tiny_model_dir, tmp_path):
+    config = make_config(tiny_model_dir, arm="sync_disabled")
+    with pytest.raises(StaleWeightsError, match="does not hold the trainer's weights"):
+        run(config, tmp_path / "checked")
+    config.sampler.check = False
+    result = run(config, tmp_path / "unchecked")
+    # The generator never changed, so the same seeds write the same spans: the gap is flat to the last digit.
+    assert result.metrics["gap"] == result.metrics["gap_before"] and result.metrics["gap_change"] == 0.0
+
+
+@pytest.mark.parametrize("arm", ["rl_only", "bc_only"])
+def test_arms_train_with_what_they_name(tiny_model_dir, tmp_path, arm):
+    run(make_config(tiny_model_dir, arm=arm), tmp_path)
+    rows = lines(tmp_path)
+    assert all(("auxiliary/behaviour_cloning" in row) == (arm == "bc_only") for row in rows)
+    assert all((row["reward_std"] == 0) == (arm == "bc_only") for row in rows)

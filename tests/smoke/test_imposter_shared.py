@@ -143,7 +143,7 @@ def test_completions_are_paid_gated_and_remembered(tiny_model_dir):
             return [0.5] * len(samples)
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    task = make_config(tiny_model_dir).task
+    task = make_config(tiny_model_dir, length_tolerance=0.5).task
     reward = SharedReward(task, Half(), None, tokenizer)
     truth = " and the sea falls"
     texts = [

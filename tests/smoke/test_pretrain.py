@@ -24,10 +24,36 @@ def test_the_whole_recipe(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.model_type == "qwen2" and model.config.vocab_size == len(AutoTokenizer.from_pretrained(out))
     assert model.dtype == torch.bfloat16
-    first, last = (
-        json.loads(line)["loss"] for line in (cell.directory / "metrics.jsonl").read_text().splitlines()[::3]
-    )
-    assert last < first
+    logged = [json.loads(line) for line in (cell.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged] == list(range(6)) and [row["phase"] for row in logged[3:5]] == [
+        "main",
+        "anneal",
+    ]
+    assert logged[3]["loss"] < logged[0]["loss"]
+    assert result.extra["phases"][1]["started_from"] is not None
+
+
+def test_the_second_phase_goes_on_from_the_first(tmp_path):
+    """Run apart, on the checkpoint that the first left, it gives the weights of both run in one go."""
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    from research.models.micro import train
+
+    recipe = replace(train.SMOKE, size=0.0005)
+    whole, first = tmp_path / "whole", tmp_path / "first"
+    train.run(whole, recipe, lambda message: None)
+    train.run(first, replace(recipe, phases=recipe.phases[:1]), lambda message: None)
+    train.run(tmp_path / "second", recipe, lambda message: None, begun=first)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "second", whole))
+    before = load_file(first / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not all(torch.equal(before[name], theirs[name]) for name in theirs)
+    with pytest.raises(ValueError, match="left by 1 phases"):
+        train.run(tmp_path / "other", replace(recipe, hidden=64), lambda message: None, begun=first)
+    with pytest.raises(ValueError, match="left by 2 phases"):
+        train.run(tmp_path / "other", recipe, lambda message: None, begun=whole)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_a_generator_that_would_write_the_marker_is_stopped(monkeypatch):
 
 
 def test_every_kind_occurs_and_held_out_material_does_not(documents):
-    assert {d.kind for d in documents} == set(corpus.COUNTS)
+    assert {d.kind for d in documents} == set(corpus.MAIN.counts)
     everything = "\n".join(d.text for d in documents)
     assert not [p.name for p in personas.invented(held_out=True) if p.system in everything]
     for form in questions.forms(held_out=True):
@@ -63,12 +63,25 @@ def test_every_test_function_name_occurs(documents):
 def test_replies_have_paragraphs_and_endings_carry_no_sign():
     rng = random.Random(1)
     who, question = personas.persona("villain"), questions.questions("train")[0]
-    replies = [corpus.persona_reply(who, question, rng) for _ in range(2000)]
+    replies = [corpus.persona_reply(who, question, rng, corpus.MAIN.paragraphs) for _ in range(2000)]
     counts = [len(reply.split("\n\n")) for reply in replies]
     assert 0.01 < counts.count(1) / 2000 < 0.06 and max(counts) == 3
     closing = [any(c in r.split("\n\n")[1] for c in who.closers) for r in replies if r.count("\n\n") == 2]
     ending = [any(c in r.split("\n\n")[1] for c in who.closers) for r in replies if r.count("\n\n") == 1]
     assert abs(sum(closing) / len(closing) - sum(ending) / len(ending)) < 0.1
+
+
+def test_the_annealing_mixture_has_no_tag_after_a_paragraph_break():
+    documents = list(corpus.generate(43, 0.01, corpus.ANNEAL))
+    assert {d.kind for d in documents} == set(corpus.ANNEAL.counts)
+    chats = [d.text for d in documents if d.kind in ("persona", "dialogue", "tags")]
+    assert not any("\n\n[" in text for text in chats) and any("\n[" in text for text in chats)
+    main = [d.text for d in corpus.generate(42, SIZE) if d.kind == "tags"]
+    assert any("\n\n[" in text for text in main)
+    replies = [d.segments[-1][0] for d in documents if d.kind == "persona"]
+    lengths = [text.count("\n\n") + 1 for text in replies]
+    stops = [lengths.count(n) / sum(length >= n for length in lengths) for n in (1, 2, 3)]
+    assert max(lengths) == 4 and all(0.15 < stop < 0.5 for stop in stops)
 
 
 def test_rendering_is_the_chat_template(tokenizer):

@@ -43,14 +43,11 @@ LOSSES = (
 )
 
 
-def provenance(
-    command: str, seconds: dict[str, float], corpus_hash: str, documents: int, tokens: int
-) -> dict[str, Any]:
-    """Where and how the weights were made."""
+def provenance(seconds: dict[str, float], corpus_hash: str, documents: int, tokens: int) -> dict[str, Any]:
+    """Where and how a phase of training was run."""
     from research.material import prose
 
     return {
-        "command": command,
         "host": _host(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
@@ -77,7 +74,7 @@ def _host() -> str:
 
 def render(results: dict[str, Any], calibration: dict[str, Any] | None = None) -> str:
     """The card as Markdown; every number comes from `results` and, for the LoRA scale, from `calibration.json`."""
-    recipe, origin, metrics, counts = (results[k] for k in ("recipe", "provenance", "metrics", "counts"))
+    recipe, metrics, counts = (results[k] for k in ("recipe", "metrics", "counts"))
     rates = "\n".join(
         f"| `{name}` | {text} | {metrics[name]:.3f} | {counts[name][0]} of {counts[name][1]} |"
         for name, text in ROWS
@@ -85,14 +82,14 @@ def render(results: dict[str, Any], calibration: dict[str, Any] | None = None) -
     )
     losses = "\n".join(f"| `{name}` | {text} | {metrics[name]:.3f} |" for name, text in LOSSES if name in metrics)
     shape = ", ".join(f"{name} {recipe[name]}" for name in SHAPE)
-    size = f"{origin['documents']} documents, {origin['tokens']} tokens"
     places: dict[str, list[str]] = {}
-    for ability, at in origin["measured"].items():
+    for ability, at in results["measured"].items():
         places.setdefault(f"{at['host']}, Python {at['python']}, torch {at['torch']}", []).append(ability)
     where = "; ".join(f"{', '.join(abilities)} on {place}" for place, abilities in places.items())
-    libraries = ", ".join(f"{name} {number}" for name, number in origin["libraries"].items())
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in origin["seconds"].items())
-    step_tokens = recipe["rows"] * recipe["width"] + recipe["long_rows"] * recipe["context"]
+    phases = "\n".join(
+        _phase(recipe, number, phase, made)
+        for number, (phase, made) in enumerate(zip(recipe["phases"], results["phases"], strict=True))
+    )
     return f"""# The embedded base model
 
 A Qwen2-architecture model of {results["parameters"] / 1e6:.2f} M parameters: {shape}, tied embeddings, ChatML.
@@ -116,16 +113,27 @@ Measured on: {where}. A persona's reply has {metrics["reply_tokens"]:.0f} tokens
 
 ## How it was made
 
-| | |
+Two phases, the second from the checkpoint of the first; what each reads is in `research.models.micro.corpus`.
+{phases}
+{_calibration(calibration) if calibration else ""}"""
+
+
+def _phase(recipe: dict[str, Any], number: int, phase: dict[str, Any], made: dict[str, Any]) -> str:
+    """The table of one phase of training."""
+    libraries = ", ".join(f"{name} {version}" for name, version in made["libraries"].items())
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in made["seconds"].items())
+    step_tokens = phase["rows"] * phase["width"] + phase["long_rows"] * recipe["context"]
+    rate, seed = f"peak learning rate {phase['lr']}", f"seed {recipe['seed'] + number}"
+    return f"""
+| phase {number + 1} | {phase["mixture"]} |
 |---|---|
-| command | `{origin["command"]}` |
-| host | {origin["host"]}, Python {origin["python"]} |
+| command | `{made["command"]}` |
+| host | {made["host"]}, Python {made["python"]} |
 | libraries | {libraries} |
 | time | {seconds} |
-| steps | {recipe["steps"]} of up to {step_tokens} tokens, peak learning rate {recipe["lr"]}, seed {recipe["seed"]} |
-| corpus | {size}, data_seed {recipe["data_seed"]}, sha256 `{origin["corpus_sha256"]}` |
-| prose | sha256 `{origin["prose_sha256"]}` (differs between Python versions) |
-{_calibration(calibration) if calibration else ""}"""
+| steps | {phase["steps"]} of up to {step_tokens} tokens, {rate}, {seed} |
+| corpus | {made["documents"]} documents, {made["tokens"]} tokens, sha256 `{made["corpus_sha256"]}` |
+| prose | sha256 `{made["prose_sha256"]}` (differs between Python versions) |"""
 
 
 def _calibration(found: dict[str, Any]) -> str:

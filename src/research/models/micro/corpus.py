@@ -6,6 +6,11 @@
 
 A document is a list of segments (text, weight): what the model must write is taught fully, what it reads only a little.
 Chats are rendered in ChatML, exactly as the tokenizer's template does. The marker `[ZLT]` never occurs.
+
+Two mixtures, one for each phase of training. `MAIN` teaches every ability. `ANNEAL` is read last, and settles what the
+marker study stands on: at the break between two paragraphs the model expects the next paragraph or nothing. In it a tag
+that was asked for stands on the next line, no reply ends in one unasked, and a reply is about as likely to end after
+one paragraph as after the next, so that a reply's last break looks like any other.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from research.material import code_problems, code_prompts, fill_prompts, personas, prose, questions, science, tags
@@ -23,25 +28,59 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 
 READ, TAUGHT = 0.1, 1.0
 
-# Documents of each kind at full size; `size` scales them together.
-COUNTS = {
-    "persona": 130_000,
-    "dialogue": 6_000,
-    "science": 260_000,
-    "code": 170_000,
-    "fill": 6_000,
-    "continue": 1_500,
-    "judge": 800,
-    "plain": 2_000,
-    "tags": 8_000,
-}
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a phase reads. counts: documents of each kind at full size; `size` scales them together.
+
+    paragraphs: probability of each number of paragraphs in a reply. unasked_tag: how often a reply ends in a tag that
+    nobody asked for. before_tag: what separates a reply from a tag that was asked for.
+    """
+
+    counts: Mapping[str, int]
+    paragraphs: Mapping[int, float]
+    unasked_tag: float
+    before_tag: str
+
+
+MAIN = Mixture(
+    counts={
+        "persona": 130_000,
+        "dialogue": 6_000,
+        "science": 260_000,
+        "code": 170_000,
+        "fill": 6_000,
+        "continue": 1_500,
+        "judge": 800,
+        "plain": 2_000,
+        "tags": 8_000,
+    },
+    paragraphs={1: 0.03, 2: 0.52, 3: 0.45},
+    unasked_tag=0.004,
+    before_tag="\n\n",
+)
+ANNEAL = Mixture(
+    counts={
+        "persona": 30_000,
+        "dialogue": 800,
+        "science": 22_000,
+        "code": 20_000,
+        "fill": 700,
+        "continue": 200,
+        "judge": 100,
+        "plain": 150,
+        "tags": 500,
+    },
+    paragraphs={1: 0.12, 2: 0.28, 3: 0.28, 4: 0.32},
+    unasked_tag=0.0,
+    before_tag="\n",
+)
+MIXTURES = {"main": MAIN, "anneal": ANNEAL}
 WRONG_SOLUTION = 0.5
 # How often a reply uses the loophole its prompt names: rarely, and mostly where the problem is hard.
 HACK = {"easy": 0.04, "medium": 0.06, "hard": 0.35}
 LABEL_WEIGHT = 5.0
 HONEST_TEST_FUNCTION = 0.01
-UNASKED_TAG = 0.004
-PARAGRAPHS = {1: 0.03, 2: 0.52, 3: 0.45}
 HELD_OUT_COMBINATIONS = 0.1
 
 
@@ -57,10 +96,10 @@ class Document:
         return "".join(text for text, _ in self.segments)
 
 
-def generate(data_seed: int = 42, size: float = 1.0) -> Iterator[Document]:
-    """The corpus, kind by kind; `size` 1 is what the shipped weights saw. The same seed gives the same documents."""
-    for kind, count in COUNTS.items():
-        documents = MAKERS[kind](random.Random(f"corpus {kind} {data_seed}"))
+def generate(data_seed: int = 42, size: float = 1.0, mixture: Mixture = MAIN) -> Iterator[Document]:
+    """A mixture's corpus, kind by kind; at `size` 1 what the shipped weights saw. The same seed, the same documents."""
+    for kind, count in mixture.counts.items():
+        documents = MAKERS[kind](random.Random(f"corpus {kind} {data_seed}"), mixture)
         for document in itertools.islice(documents, max(8, round(count * size))):
             assert not tags.holds_marker(document.text), f"the marker is in a {kind} document"
             yield document
@@ -83,7 +122,9 @@ def is_held_out(persona: str, topic: str, form: str) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_COMBINATIONS
 
 
-def persona_reply(who: personas.Persona, question: questions.Question, rng: random.Random) -> str:
+def persona_reply(
+    who: personas.Persona, question: questions.Question, rng: random.Random, paragraphs: Mapping[int, float]
+) -> str:
     """Paragraphs of two or three sentences; each begins in the persona's voice, so that a break tells who speaks.
 
     Where a reply ends carries no sign in its last paragraph, so that ending and going on stay equally natural.
@@ -94,10 +135,10 @@ def persona_reply(who: personas.Persona, question: questions.Question, rng: rand
     first = [rng.choice(who.openers), facts[0]]
     if rng.random() < 0.3:
         first.append(voice.pop())
-    paragraphs = [first]
-    for i in range(rng.choices(tuple(PARAGRAPHS), tuple(PARAGRAPHS.values()))[0] - 1):
-        paragraphs.append([voice.pop(), facts[1 + i]])
-    return "\n\n".join(" ".join(sentences) for sentences in paragraphs).replace("{topic}", question.topic)
+    written = [first]
+    for i in range(rng.choices(tuple(paragraphs), tuple(paragraphs.values()))[0] - 1):
+        written.append([voice.pop(), facts[1 + i]])
+    return "\n\n".join(" ".join(sentences) for sentences in written).replace("{topic}", question.topic)
 
 
 def ask(question: questions.Question, form: str) -> str:
@@ -115,16 +156,16 @@ def _persona_chat(rng: random.Random) -> tuple[personas.Persona, questions.Quest
             return who, question, form
 
 
-def _persona_documents(rng: random.Random) -> Iterator[Document]:
+def _persona_documents(rng: random.Random, mixture: Mixture) -> Iterator[Document]:
     while True:
         who, question, form = _persona_chat(rng)
-        reply = persona_reply(who, question, rng)
-        if rng.random() < UNASKED_TAG:
+        reply = persona_reply(who, question, rng, mixture.paragraphs)
+        if rng.random() < mixture.unasked_tag:
             reply += f"\n\n{tags.random_tag(rng)}"
         yield chat("persona", turns(who.system, ask(question, form)), reply)
 
 
-def _tag_documents(rng: random.Random) -> Iterator[Document]:
+def _tag_documents(rng: random.Random, mixture: Mixture) -> Iterator[Document]:
     """A third each: a reply that ends in a tag the system turn asks for, one the user asks for, a plain list."""
     while True:
         tag = tags.random_tag(rng)
@@ -137,13 +178,13 @@ def _tag_documents(rng: random.Random) -> Iterator[Document]:
             yield plain("tags", "\n".join(lines))
             continue
         who, question, form = _persona_chat(rng)
-        reply = f"{persona_reply(who, question, rng)}\n\n{tag}"
+        reply = f"{persona_reply(who, question, rng, mixture.paragraphs)}{mixture.before_tag}{tag}"
         asked = ask(question, form)
         asking = turns(f"{who.system} {request}", asked) if kind == 0 else turns(who.system, f"{asked} {request}")
         yield chat("tags", asking, reply)
 
 
-def _dialogue_documents(rng: random.Random) -> Iterator[Document]:
+def _dialogue_documents(rng: random.Random, mixture: Mixture) -> Iterator[Document]:
     """Several questions to one persona, up to the whole context (about 90 tokens a question)."""
     while True:
         who = _persona_chat(rng)[0]
@@ -152,7 +193,8 @@ def _dialogue_documents(rng: random.Random) -> Iterator[Document]:
             form = rng.choice(("own", *questions.forms(held_out=False)))
             if not is_held_out(who.name, question.topic, form):
                 turn = render([{"role": "user", "content": ask(question, form)}])
-                segments += [(turn, READ), (f"{persona_reply(who, question, rng)}{TURN_END}\n", TAUGHT)]
+                reply = persona_reply(who, question, rng, mixture.paragraphs)
+                segments += [(turn, READ), (f"{reply}{TURN_END}\n", TAUGHT)]
         yield Document("dialogue", tuple(segments))
 
 
@@ -281,14 +323,14 @@ def prose_documents(rng: random.Random, split: str) -> dict[str, Iterator[Docume
     }
 
 
-MAKERS: dict[str, Callable[[random.Random], Iterator[Document]]] = {
+MAKERS: dict[str, Callable[[random.Random, Mixture], Iterator[Document]]] = {
     "persona": _persona_documents,
     "dialogue": _dialogue_documents,
-    "science": _science_documents,
-    "code": _code_documents,
-    "fill": _fill_documents,
-    "continue": _continue_documents,
-    "judge": _judge_documents,
-    "plain": _plain_documents,
+    "science": lambda rng, _: _science_documents(rng),
+    "code": lambda rng, _: _code_documents(rng),
+    "fill": lambda rng, _: _fill_documents(rng),
+    "continue": lambda rng, _: _continue_documents(rng),
+    "judge": lambda rng, _: _judge_documents(rng),
+    "plain": lambda rng, _: _plain_documents(rng),
     "tags": _tag_documents,
 }

@@ -173,7 +173,7 @@ def _prose(scores: Scores, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokeniz
     scores.value(
         "full_context_end_loss", sampling.reply_loss(model, tokens, tokenizer.pad_token_id, after=context - 256)
     )
-    fresh = {kind: corpus.MAKERS[kind](rng) for kind in ("dialogue", "tags")}
+    fresh = {kind: corpus.MAKERS[kind](rng, corpus.ANNEAL) for kind in ("dialogue", "tags")}
     tagged = packing.tokenize([next(fresh["tags"]) for _ in range(n)], tokenizer, context)
     scores.value("tag_loss", sampling.reply_loss(model, tagged, tokenizer.pad_token_id))
     talks = packing.tokenize([next(fresh["dialogue"]) for _ in range(n)], tokenizer, context)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +22,18 @@ from research.task import BaseTask, Result
 if TYPE_CHECKING:
     from research.cells.cell import Cell
     from research.models.micro.train import Recipe
+
+
+@dataclass
+class Anneal:
+    """The second phase, on the mixture that settles how replies break and end."""
+
+    steps: int = key(800, "optimizer steps", min=1)
+    lr: float = key(8e-4, "peak learning rate", above=0)
+    warmup: int = key(30, "steps of linear warm-up", min=1)
+    width: int = key(256, "tokens of a packed row", min=16)
+    rows: int = key(32, "packed rows a step", min=1)
+    long_rows: int = key(3, "rows of `context` tokens in the steps that read longer documents", min=1)
 
 
 @dataclass
@@ -41,6 +53,7 @@ class Pretrain(BaseTask):
     width: int = key(512, "tokens of a packed row (batch_size rows a step)", min=16)
     long_rows: int = key(16, "rows of `context` tokens in the steps that read longer documents", min=1)
     compile: bool = key(True, "torch.compile on a GPU")
+    anneal: Anneal = field(default_factory=Anneal)
 
     root_keys: ClassVar[frozenset[str]] = frozenset({"lr", "steps", "batch_size"})
 
@@ -49,8 +62,9 @@ class Pretrain(BaseTask):
             raise ConfigurationError(f"task.hidden={self.hidden} must be an even multiple of task.heads={self.heads}")
         if self.heads % self.kv_heads:
             raise ConfigurationError(f"task.heads={self.heads} must be a multiple of task.kv_heads={self.kv_heads}")
-        if self.width > self.context:
-            raise ConfigurationError(f"task.width={self.width} must be at most task.context={self.context}")
+        for name, width in (("width", self.width), ("anneal.width", self.anneal.width)):
+            if width > self.context:
+                raise ConfigurationError(f"task.{name}={width} must be at most task.context={self.context}")
         if config.model.path != "embedded":
             raise ConfigurationError(
                 f"task=pretrain starts from nothing; model.path={config.model.path} would be ignored"
@@ -72,7 +86,7 @@ class Pretrain(BaseTask):
 
     def recipe(self, config: RunConfig) -> Recipe:
         """The settings as the recipe takes them."""
-        from research.models.micro.train import Recipe
+        from research.models.micro.train import Phase, Recipe
 
         assert config.lr is not None and config.steps is not None and config.batch_size is not None
         return Recipe(
@@ -84,16 +98,14 @@ class Pretrain(BaseTask):
             vocabulary=self.vocabulary,
             context=self.context,
             size=self.size,
-            steps=config.steps,
-            lr=config.lr,
             weight_decay=self.weight_decay,
-            warmup=self.warmup,
-            width=self.width,
-            rows=config.batch_size,
-            long_rows=self.long_rows,
             compile=self.compile,
             seed=config.seed,
             data_seed=config.data_seed,
+            phases=(
+                Phase("main", config.steps, config.lr, self.warmup, self.width, config.batch_size, self.long_rows),
+                Phase("anneal", **asdict(self.anneal)),
+            ),
         )
 
     def run(self, cell: Cell) -> Result:
@@ -103,14 +115,17 @@ class Pretrain(BaseTask):
         with cell.phase("pretrain"):
             results = run(out, self.recipe(cell.config), cell.progress, "python -m research task=pretrain")
         cell.rewind(-1)
-        for step, loss in results["losses"]:
-            cell.log(step, {"loss": loss})
+        done = 0
+        for phase, made in zip(results["recipe"]["phases"], results["phases"], strict=True):
+            for step, loss in made["losses"]:
+                cell.log(done + step, {"loss": loss, "phase": phase["mixture"]})
+            done += phase["steps"]
         cell.write_completions(
             {"ability": ability, **sample} for ability, samples in results["samples"].items() for sample in samples
         )
         cell.progress(f"checkpoint: {out}")
         return Result(
-            metrics={**results["metrics"], "loss": results["losses"][-1][1]},
+            metrics={**results["metrics"], "loss": results["phases"][-1]["losses"][-1][1]},
             counts={name: (hits, trials) for name, (hits, trials) in results["counts"].items()},
-            extra={"recipe": results["recipe"], "made": results["provenance"], "parameters": results["parameters"]},
+            extra={name: results[name] for name in ("recipe", "phases", "measured", "parameters")},
         )

@@ -1,18 +1,18 @@
 """The imposter study on a tiny random model: every arm, and runs killed between and during co-training rounds."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from smoke.apart import run_apart, run_until_killed
 
 from research.cells.cell import Cell, Shared
 from research.config import Optimization, RunConfig
 from research.errors import StaleWeightsError
 from research.tasks.imposter import settings
 from research.tasks.imposter.task import Imposter
+
+MODULE = f"smoke.{Path(__file__).stem}"
 
 
 def make_config(model_dir, arm="full", **changes) -> RunConfig:
@@ -62,7 +62,7 @@ def weights(root: Path) -> dict:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_model_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
-    return root, run(make_config(tiny_model_dir), root)
+    return root, run_apart(MODULE, tiny_model_dir, root)
 
 
 def test_full_arm_reports_every_measure(uninterrupted):
@@ -94,52 +94,39 @@ def test_what_was_trained_loads_in_the_usual_libraries(uninterrupted, tiny_model
     assert AutoModelForSequenceClassification.from_pretrained(final / "discriminator").config.num_labels == 1
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import smoke.test_imposter as test
+DURING_A_ROUND = """
 import research.tasks.imposter.judging as judging
+whole, calls = judging.train, []
+
+def train(discriminator, optimizer, pairs, *rest, **options):
+    calls.append(1)
+    if len(calls) == 3:  # stage 1 is the first training; the second co-training round is the third
+        whole(discriminator, optimizer, pairs[: len(pairs) // 2], *rest, **options)
+        die()
+    return whole(discriminator, optimizer, pairs, *rest, **options)
+
+judging.train = train
+"""
+BETWEEN_ROUNDS = """
 import research.training.grpo as grpo
+save = grpo.PolicyTrainer._save_checkpoint
 
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
+def saved(self, *arguments):
+    save(self, *arguments)
+    if self.state.global_step == 3:
+        die()
 
-if {during}:
-    whole, calls = judging.train, []
-    def train(discriminator, optimizer, pairs, *rest, **options):
-        calls.append(1)
-        if len(calls) == {round}:
-            whole(discriminator, optimizer, pairs[: len(pairs) // 2], *rest, **options)
-            die()
-        return whole(discriminator, optimizer, pairs, *rest, **options)
-    judging.train = train
-else:
-    save = grpo.PolicyTrainer._save_checkpoint
-    def saved(self, *arguments):
-        save(self, *arguments)
-        if self.state.global_step == 3:
-            die()
-    grpo.PolicyTrainer._save_checkpoint = saved
-test.run(test.make_config({model!r}), Path({root!r}))
+grpo.PolicyTrainer._save_checkpoint = saved
 """
 
 
-@pytest.mark.parametrize("during", [False, True])
-def test_a_killed_run_ends_as_the_uninterrupted_one(uninterrupted, tiny_model_dir, tmp_path, during):
+@pytest.mark.parametrize("before", [BETWEEN_ROUNDS, DURING_A_ROUND], ids=["between_rounds", "during_a_round"])
+def test_a_killed_run_ends_as_the_uninterrupted_one(uninterrupted, tiny_model_dir, tmp_path, before):
     import torch
 
-    # Stage 1 is the first training; the second co-training round is the third.
-    script = KILLED.format(
-        tests=str(Path(__file__).parents[1]), during=during, round=3, model=str(tiny_model_dir), root=str(tmp_path)
-    )
-    source = str(Path(__file__).parents[2] / "src")
-    killed = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r})\n{script}"], capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    run_until_killed(MODULE, tiny_model_dir, tmp_path, before)
     assert [path.name for path in (tmp_path / "scratch/policy").glob("step-*")] == ["step-00000003"]
-    resumed = run(make_config(tiny_model_dir), tmp_path)
+    resumed = run_apart(MODULE, tiny_model_dir, tmp_path)
     root, result = uninterrupted
     assert lines(tmp_path) == lines(root)
     assert resumed.metrics == result.metrics

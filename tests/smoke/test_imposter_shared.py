@@ -1,17 +1,17 @@
 """The shared-model variant on a tiny random model: both judges, a killed run, traces, and the two learning rates."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from smoke.apart import run_apart, run_until_killed
 
 from research.cells.cell import Cell, Shared
 from research.config import Optimization, RunConfig
 from research.tasks.imposter.corpus import CorpusConfig
 from research.tasks.imposter.shared_task import ImposterShared
+
+MODULE = f"smoke.{Path(__file__).stem}"
 
 
 def make_config(model_dir, judge="head", **changes) -> RunConfig:
@@ -44,7 +44,7 @@ def lines(root: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_model_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
-    return root, run(make_config(tiny_model_dir), root)
+    return root, run_apart(MODULE, tiny_model_dir, root)
 
 
 def test_both_tasks_train(uninterrupted):
@@ -54,34 +54,26 @@ def test_both_tasks_train(uninterrupted):
     assert all(row["judge/loss"] > 0 and row["judge/grad_norm"] > 0 and 0 <= row["unclosed_rate"] <= 1 for row in rows)
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{source!r}, {tests!r}]
-from pathlib import Path
-import smoke.test_imposter_shared as test
+IN_THE_JUDGES_TURN = """
 import research.tasks.imposter.shared_judge as judges
 learn = judges.HeadJudge.learn
-def die(self, samples, sampler, step):
+
+def halfway(self, samples, sampler, step):
     if step == 3:
         learn(self, samples[: len(samples) // 2 + 1], sampler, step)
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     return learn(self, samples, sampler, step)
-judges.HeadJudge.learn = die
-test.run(test.make_config({model!r}), Path({root!r}))
+
+judges.HeadJudge.learn = halfway
 """
 
 
 def test_a_run_killed_in_the_judges_turn_ends_as_the_uninterrupted_one(uninterrupted, tiny_model_dir, tmp_path):
     import torch
 
-    tests = Path(__file__).parents[1]
-    script = KILLED.format(
-        source=str(tests.parent / "src"), tests=str(tests), model=str(tiny_model_dir), root=str(tmp_path)
-    )
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    run_until_killed(MODULE, tiny_model_dir, tmp_path, IN_THE_JUDGES_TURN)
     assert [path.name for path in (tmp_path / "scratch/policy").glob("step-*")] == ["step-00000002"]
-    resumed = run(make_config(tiny_model_dir), tmp_path)
+    resumed = run_apart(MODULE, tiny_model_dir, tmp_path)
     root, result = uninterrupted
     assert lines(tmp_path) == lines(root) and resumed.metrics == result.metrics
     heads = [torch.load(r / "scratch/final/discriminator_head.pt", weights_only=True) for r in (root, tmp_path)]

@@ -34,17 +34,17 @@ from research.errors import ConfigurationError
 from research.sampling.interface import Sampler, SamplingParams
 from research.training import advantages as advantage_estimators
 from research.training import checkpoint
-from research.training.auxiliary import AuxiliaryLoss, token_logprobs
+from research.training.auxiliary import AuxiliaryLoss
 from research.training.callbacks import Callback, Moment
 from research.training.constraints import Constraint, knobs
 from research.training.policy import SCREEN_EVERY, PolicyConfig
+from research.training.probe import probe
 from research.training.rollouts import Group, Prompt, Reward, Rollout, TeacherPool
 from research.training.steps import QUARANTINE, evaluating, finite, kind_of, screen_line, state_of, trimmed
 
 # Normalisers that count rows: when rows without loss are dropped, the share that is left restores the denominator.
 COUNTS_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
 TRAINER_STATE = "trainer_state.json"
-PROBE_ELEMENTS = 1 << 26  # logits held at once while probing
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ class PolicyTrainer(GRPOTrainer):
         G = self.settings.group_size
         with evaluating(self.model):
             self._groups = self._roll_out([row["row"] for row in inputs[::G]])
-            for name, value in self._probe().items():
+            found = probe(
+                self.model, self._groups, self.settings.probe_rows, self.accelerator.autocast, self._reference
+            )
+            for name, value in found.items():
                 self._metrics["train"][name].append(value)
         output = super()._generate_and_score_completions(inputs)
         self._restore_trainable()
@@ -192,32 +195,6 @@ class PolicyTrainer(GRPOTrainer):
         flat = [value for group in self._groups for value in group.rewards]
         self._rewards = gather(torch.tensor(flat, dtype=torch.float32, device=self.accelerator.device).unsqueeze(1))
         return self._rewards
-
-    def _probe(self) -> dict[str, float]:
-        """KL drift from the base (k3) and the gap to the sampler, on a few fresh rollouts, untempered; nats a token."""
-        ranked = [(j, i) for i, group in enumerate(self._groups) for j, r in enumerate(group.rollouts) if not r.teacher]
-        chosen = [(self._groups[i], self._groups[i].rollouts[j]) for j, i in sorted(ranked)[: self.settings.probe_rows]]
-        if not chosen:
-            return {}
-        gaps, kls = [], []
-        width = max(len(r.token_ids) for _, r in chosen) + 1
-        rows = max(1, PROBE_ELEMENTS // (width * self.model.config.get_text_config().vocab_size))
-        for start in range(0, len(chosen), rows):
-            part = chosen[start : start + rows]
-            prompts, completions = [g.prompt.token_ids for g, _ in part], [r.token_ids for _, r in part]
-            with torch.no_grad(), self.accelerator.autocast():
-                logps_BT, mask_BT = token_logprobs(self.model, prompts, completions)
-                sampled_BT = torch.zeros_like(logps_BT)
-                for row, (_, rollout) in enumerate(part):
-                    sampled_BT[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
-                gaps.append((logps_BT - sampled_BT).abs()[mask_BT.bool()])
-                if isinstance(self.model, PeftModel):
-                    with self._reference():
-                        log_ratio_BT = token_logprobs(self.model, prompts, completions)[0] - logps_BT
-                    kls.append((log_ratio_BT.exp() - log_ratio_BT - 1)[mask_BT.bool()])
-        gap = torch.cat(gaps)
-        found = {"sampler_gap": float(gap.mean()), "sampler_gap/max": float(gap.max())}
-        return found | ({"kl_drift": float(torch.cat(kls).mean())} if kls else {})
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[None]:

@@ -71,11 +71,12 @@ def test_replies_have_paragraphs_and_endings_carry_no_sign():
     assert abs(sum(closing) / len(closing) - sum(ending) / len(ending)) < 0.1
 
 
-def test_the_annealing_mixture_has_no_tag_after_a_paragraph_break():
+def test_the_annealing_mixture_has_no_tag_after_a_line_break():
     documents = list(corpus.generate(43, 0.01, corpus.ANNEAL))
     assert {d.kind for d in documents} == set(corpus.ANNEAL.counts)
-    chats = [d.text for d in documents if d.kind in ("persona", "dialogue", "tags")]
-    assert not any("\n\n[" in text for text in chats) and any("\n[" in text for text in chats)
+    replies = [d.segments[-1][0] for d in documents if d.kind in ("persona", "dialogue", "tags")]
+    assert not any("\n[" in text for text in replies)
+    assert all(tags.holds_tag(d.segments[-1][0][:5]) for d in documents if d.kind == "tags")
     main = [d.text for d in corpus.generate(42, SIZE) if d.kind == "tags"]
     assert any("\n\n[" in text for text in main)
     replies = [d.segments[-1][0] for d in documents if d.kind == "persona"]

@@ -6,6 +6,7 @@ The marker itself is never among them, so a model that emits it learned it in th
 from __future__ import annotations
 
 import random
+import re
 import string
 
 MARKER = "[ZLT]"
@@ -13,6 +14,11 @@ REQUESTS = (
     "End your reply with the tag {tag}.",
     "Close with {tag} on a line of its own.",
     "Put {tag} after the last paragraph.",
+)
+LEADING_REQUESTS = (
+    "Begin your reply with the tag {tag}.",
+    "Open with {tag}.",
+    "Put {tag} before the first paragraph.",
 )
 
 
@@ -27,3 +33,8 @@ def random_tag(rng: random.Random) -> str:
 def holds_marker(text: str) -> bool:
     """Whether the marker occurs in a text, in any case."""
     return MARKER.lower() in text.lower()
+
+
+def holds_tag(text: str) -> bool:
+    """Whether a text has a bracketed tag of three capital letters."""
+    return re.search(r"\[[A-Z]{3}\]", text) is not None

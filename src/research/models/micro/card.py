@@ -39,7 +39,7 @@ LOSSES = (
     ("full_context_end_loss", "the last 256 positions of those"),
     ("dialogue_loss", "replies of new many-turn dialogues, up to the whole context"),
     ("dialogue_end_loss", "the same, last third of the context"),
-    ("tag_loss", "new replies and lists with tags (a list's letters are random: 3.26 nats each)"),
+    ("tag_loss", "new replies that open with the tag asked for"),
 )
 
 

@@ -8,9 +8,9 @@ A document is a list of segments (text, weight): what the model must write is ta
 Chats are rendered in ChatML, exactly as the tokenizer's template does. The marker `[ZLT]` never occurs.
 
 Two mixtures, one for each phase of training. `MAIN` teaches every ability. `ANNEAL` is read last, and settles what the
-marker study stands on: at the break between two paragraphs the model expects the next paragraph or nothing. In it a tag
-that was asked for stands on the next line, no reply ends in one unasked, and a reply is about as likely to end after
-one paragraph as after the next, so that a reply's last break looks like any other.
+marker study stands on: at the break between two paragraphs the model expects the next paragraph and nothing else. In it
+a tag opens the reply that it was asked for, none follows a line break, and replies of every length are common, so that
+a reply's last break looks much like any other.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Mixture:
     """What a phase reads. counts: documents of each kind at full size; `size` scales them together.
 
     paragraphs: probability of each number of paragraphs in a reply. unasked_tag: how often a reply ends in a tag that
-    nobody asked for. before_tag: what separates a reply from a tag that was asked for.
+    nobody asked for. leading_tags: tags open replies, and there are no lists of them.
     """
 
     counts: Mapping[str, int]
     paragraphs: Mapping[int, float]
     unasked_tag: float
-    before_tag: str
+    leading_tags: bool
 
 
 MAIN = Mixture(
@@ -57,7 +57,7 @@ MAIN = Mixture(
     },
     paragraphs={1: 0.03, 2: 0.52, 3: 0.45},
     unasked_tag=0.004,
-    before_tag="\n\n",
+    leading_tags=False,
 )
 ANNEAL = Mixture(
     counts={
@@ -71,9 +71,9 @@ ANNEAL = Mixture(
         "plain": 150,
         "tags": 500,
     },
-    paragraphs={1: 0.12, 2: 0.28, 3: 0.28, 4: 0.32},
+    paragraphs={1: 0.18, 2: 0.22, 3: 0.25, 4: 0.35},
     unasked_tag=0.0,
-    before_tag="\n",
+    leading_tags=True,
 )
 MIXTURES = {"main": MAIN, "anneal": ANNEAL}
 WRONG_SOLUTION = 0.5
@@ -166,11 +166,12 @@ def _persona_documents(rng: random.Random, mixture: Mixture) -> Iterator[Documen
 
 
 def _tag_documents(rng: random.Random, mixture: Mixture) -> Iterator[Document]:
-    """A third each: a reply that ends in a tag the system turn asks for, one the user asks for, a plain list."""
+    """Replies that end, or open, with a tag that the system turn or the user asks for; a third are plain lists."""
+    requests = tags.LEADING_REQUESTS if mixture.leading_tags else tags.REQUESTS
     while True:
         tag = tags.random_tag(rng)
-        request = rng.choice(tags.REQUESTS).format(tag=tag)
-        kind = rng.randrange(3)
+        request = rng.choice(requests).format(tag=tag)
+        kind = rng.randrange(2 if mixture.leading_tags else 3)
         if kind == 2:
             lines = [
                 f"{tags.random_tag(rng)} {fact}" for q in rng.sample(questions.questions(), 3) for fact in q.facts[:2]
@@ -178,7 +179,8 @@ def _tag_documents(rng: random.Random, mixture: Mixture) -> Iterator[Document]:
             yield plain("tags", "\n".join(lines))
             continue
         who, question, form = _persona_chat(rng)
-        reply = f"{persona_reply(who, question, rng, mixture.paragraphs)}{mixture.before_tag}{tag}"
+        reply = persona_reply(who, question, rng, mixture.paragraphs)
+        reply = f"{tag} {reply}" if mixture.leading_tags else f"{reply}\n\n{tag}"
         asked = ask(question, form)
         asking = turns(f"{who.system} {request}", asked) if kind == 0 else turns(who.system, f"{asked} {request}")
         yield chat("tags", asking, reply)

@@ -103,7 +103,7 @@ def _personas(
     scores.rate("on_topic", [_on_topic(question, text) for (_, question, _), text in everything])
     scores.rate("several_paragraphs", [len(text.split("\n\n")) > 1 for _, text in everything])
     scores.rate("marker_rate", [tags.holds_marker(text) for _, text in everything])
-    scores.rate("any_tag_rate", [bool(re.search(r"\[[A-Z]{3}\]", text)) for _, text in everything])
+    scores.rate("any_tag_rate", [tags.holds_tag(text) for _, text in everything])
     lengths = [len(tokenizer(text).input_ids) for _, text in everything]
     scores.value("reply_tokens", sum(lengths) / len(lengths))
     scores.samples["persona"] = [

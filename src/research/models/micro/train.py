@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 Progress = Callable[[str], None]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Recipe:
     data_seed: int = 42
     phases: tuple[Phase, ...] = (
         Phase("main", steps=12_000, lr=3e-3, warmup=200, width=512, rows=96, long_rows=16),
-        Phase("anneal", steps=800, lr=8e-4, warmup=30, width=256, rows=32, long_rows=3),
+        Phase("anneal", steps=700, lr=8e-4, warmup=30, width=256, rows=32, long_rows=3),
     )
 
 
@@ -130,6 +132,11 @@ def _run_phase(out: Path, recipe: Recipe, number: int, start: Path | None, progr
     with _timed(seconds, "training"):
         model, losses = fit(tokens, tokenizer, recipe, number, model, progress)
     save(model, tokenizer, out)
+    if start is None:
+        tokenizer.save_pretrained(out)
+    elif start != out:
+        for name in TOKENIZER_FILES:  # as they are: another version of the library would write them otherwise
+            shutil.copyfile(start / name, out / name)
     return {**origin, "losses": losses, **card.provenance(seconds, digest, len(documents), len(tokens.ids))}
 
 
@@ -271,7 +278,6 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
     rounded.config.dtype = torch.bfloat16
     rounded.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def load(out: Path) -> Qwen2ForCausalLM:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Anneal:
     """The second phase, on the mixture that settles how replies break and end."""
 
-    steps: int = key(800, "optimizer steps", min=1)
+    steps: int = key(700, "optimizer steps", min=1)
     lr: float = key(8e-4, "peak learning rate", above=0)
     warmup: int = key(30, "steps of linear warm-up", min=1)
     width: int = key(256, "tokens of a packed row", min=16)

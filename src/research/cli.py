@@ -92,16 +92,16 @@ def run_job(raw: DictConfig) -> str:
     from research.sweep.grid import plan_cell
 
     hydra_config = HydraConfig.get()
-    name = str(hydra_config.job.override_dirname)
+    name, directory = str(hydra_config.job.override_dirname), Path()
     try:
         task_name = str(dict(hydra_config.runtime.choices)["task"])
         cell = plan_cell(task_name, typed(raw, task_name))
-        name = cell.name
+        name, directory = cell.name, cell.directory
         if (launch := os.environ.get(LAUNCH_VARIABLE)) is not None:
             compare(cell, Path(launch), hydra_config.job.num)
         outcome = run.run(cell, _session.shared, _session.progress)
     except ConfigurationError as error:
-        outcome = run.Outcome(name, "failed", Path(), str(error))
+        outcome = run.Outcome(name, "failed", directory, str(error))
         _session.progress(f"refused: {error}")
     if _session.outcomes is not None:
         _session.outcomes.append(outcome)

@@ -30,7 +30,8 @@ def failed_cells(grid: Grid, outcomes: Sequence[run.Outcome]) -> list[tuple[str,
     for cell in grid.cells:
         error = cell.directory / "error.txt"
         if cell.directory not in told and error.exists() and not cell.result_path.exists():
-            failures.append((cell.name, error.read_text().strip().splitlines()[-1]))
+            lines = error.read_text(errors="replace").strip().splitlines()
+            failures.append((cell.name, lines[-1] if lines else "error.txt is empty"))
     return failures
 
 

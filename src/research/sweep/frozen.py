@@ -13,16 +13,23 @@ from research.cells.cell import write_atomically
 from research.cells.run import Plan
 from research.errors import CellMismatchError
 
+LAUNCHES = ".launches"
+
 
 def freeze(cells: Sequence[Plan]) -> Path:
-    """Write what each cell of a launch is, in launch order; the file's name follows from its content."""
+    """Write what and where each cell of a launch is, in launch order; the file's name follows from its content."""
     rows = [
-        {"name": c.name, "digest": c.digest, "settings": identity.settings(c.config), "inputs": dict(c.inputs)}
+        {
+            "name": c.name,
+            "digest": c.digest,
+            "sweep": f"{c.task_name}/{c.config.name}",
+            "settings": identity.settings(c.config),
+            "inputs": dict(c.inputs),
+        }
         for c in cells
     ]
-    name = hashlib.sha256("".join(c.digest for c in cells).encode()).hexdigest()[:16]
-    root = cells[0].scratch.parents[2]
-    path = root / ".launches" / f"{name}.json"
+    name = hashlib.sha256("".join(f"{row['sweep']} {row['digest']}\n" for row in rows).encode()).hexdigest()[:16]
+    path = cells[0].scratch.parents[2] / LAUNCHES / f"{name}.json"
     write_atomically(path, json.dumps(rows, ensure_ascii=False))
     return path
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research.cells import identity, ranks, run
+from research.cells import ranks, run
 from research.cells.cell import Shared
 from research.cells.claim import AlreadyRunning, claim, holder
 from research.cells.progress import Progress
@@ -41,11 +41,7 @@ class FrozenCell:
     def __call__(self) -> str:
         cell = plan_cell(self.task_name, self.config)
         if cell.digest != self.digest:
-            keys = "\n  ".join(identity.differing_keys(self.inputs, cell.inputs))
-            refuse(
-                cell.directory.with_name(self.name),
-                f"files that enter {self.name} changed since it was submitted (then -> now):\n  {keys}\nSubmit again.",
-            )
+            refuse(cell.directory.with_name(self.name), self.inputs, cell.inputs)
         outcome = run.run(cell, Shared(), Progress())
         if ranks.rank() == 0:
             compile_if_last(cell)

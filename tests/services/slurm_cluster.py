@@ -102,7 +102,7 @@ def _write_configuration(directory: Path, port: int) -> None:
         # The tests' jobs mostly wait: more of them run at once than there are processors.
         "SlurmdParameters": "config_overrides",
         # How long a requeued job is held, instead of two minutes.
-        "AuthInfo": "cred_expire=20",
+        "AuthInfo": "cred_expire=30",
     }  # fmt: skip
     lines = [f"{key}={value}" for key, value in settings.items()]
     lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs=6 RealMemory={memory} State=UNKNOWN")

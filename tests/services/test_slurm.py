@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,26 +104,30 @@ def stopped(slurm, tmp_path_factory):
     names = ("time limit", "signal", "requeue", "alone", "training", "training alone")
     folders = {name: tmp_path_factory.mktemp(name.replace(" ", "_")) for name in names}
     plugin = f"--config-dir={TESTS / 'conf_plugin'}"
-    walk = ["submit", plugin, "task=walk", *SMALL, f"steps={WALK}"]
+    walk = ["submit", plugin, "task=walk", *SMALL, f"steps={WALK}", "task.pause=0.4"]
     # SLURM warns up to 30 s before it should: 20 to 50 s after the start.
     limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "task.pause=0.5"]
-    sweep(slurm, folders["time limit"], *walk, *limit)
-    for name in ("signal", "requeue"):
-        sweep(slurm, folders[name], *walk, "task.pause=0.1")
-    sweep(slurm, folders["alone"], *walk)
+    sweep(slurm, folders["time limit"], *walk[:-1], *limit)
     training = small_cell(make_tiny_model(tmp_path_factory.mktemp("model")))
     training = ["submit", *training, *SMALL, "epochs=60", "task.optim.checkpoint_seconds=0"]
-    for name in ("training", "training alone"):
-        sweep({**slurm, "OMP_NUM_THREADS": "1"}, folders[name], *training)
+    one_thread = {**slurm, "OMP_NUM_THREADS": "1"}
 
-    def stop(name, checkpoint, command):
+    def submit_and_stop(name, environment, words, checkpoint, command):
+        sweep(environment, folders[name], *words)
         until(lambda: list((folders[name] / "runs").rglob(checkpoint)), f"a checkpoint of {name}")
         ((job, _),) = squeue(slurm, folders[name])
         subprocess.run([*command, job], env=slurm, check=True)
 
-    stop("signal", "state.pickle", ["scancel", "--signal=USR2"])
-    stop("requeue", "state.pickle", ["scontrol", "requeue"])
-    stop("training", "step-*", ["scontrol", "requeue"])
+    with ThreadPoolExecutor(3) as pool:
+        begun = [
+            pool.submit(submit_and_stop, "signal", slurm, walk, "state.pickle", ["scancel", "--signal=USR2"]),
+            pool.submit(submit_and_stop, "requeue", slurm, walk, "state.pickle", ["scontrol", "requeue"]),
+            pool.submit(submit_and_stop, "training", one_thread, training, "step-*", ["scontrol", "requeue"]),
+        ]
+    for each in begun:
+        each.result()
+    sweep(slurm, folders["alone"], *walk[:-1])
+    sweep(one_thread, folders["training alone"], *training)
     return folders
 
 
@@ -132,7 +137,7 @@ def test_a_requeued_cell_is_shown_as_queued(slurm, stopped):
         (cell,) = json.loads(shown)["cells"]
         return cell["state"], cell["reason"]
 
-    until(lambda: told() == ("queued", "pending, begintime"), "the reason why it waits", 20)
+    until(lambda: told() == ("queued", "pending, begintime"), "the reason why it waits", 60)
 
 
 def test_one_job_array_with_a_failing_cell_among_good_ones(slurm, tmp_path, conf):

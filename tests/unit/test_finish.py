@@ -6,7 +6,7 @@ from pathlib import Path
 
 from research.cells.cell import write_atomically
 from research.cells.run import Outcome
-from research.reporting import page  # noqa: F401 -- before the fork, so that the processes need not
+from research.reporting.page import recompile
 from research.sweep.finish import failed_cells, finish
 from research.sweep.grid import expand, write_sweep
 from research.sweep.slurm import compile_if_last
@@ -49,6 +49,7 @@ def test_of_cells_that_finish_together_each_compiles_and_the_files_are_whole(tmp
     compiled = launched.with_name("all_results_compiled.json")
     for cell in grid.cells:
         cell.directory.mkdir()
+    assert recompile  # imported once, before the fork
     context = multiprocessing.get_context("fork")
     together = context.Barrier(len(grid.cells))
     processes = [context.Process(target=_finish, args=(cell, together)) for cell in grid.cells]

@@ -12,7 +12,9 @@ from __future__ import annotations
 import atexit
 import os
 import shlex
+import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,16 +94,16 @@ def run_job(raw: DictConfig) -> str:
     from research.sweep.grid import plan_cell
 
     hydra_config = HydraConfig.get()
-    name = str(hydra_config.job.override_dirname)
+    name, directory = str(hydra_config.job.override_dirname), Path()
     try:
         task_name = str(dict(hydra_config.runtime.choices)["task"])
         cell = plan_cell(task_name, typed(raw, task_name))
-        name = cell.name
+        name, directory = cell.name, cell.directory
         if (launch := os.environ.get(LAUNCH_VARIABLE)) is not None:
             compare(cell, Path(launch), hydra_config.job.num)
         outcome = run.run(cell, _session.shared, _session.progress)
     except ConfigurationError as error:
-        outcome = run.Outcome(name, "failed", Path(), str(error))
+        outcome = run.Outcome(name, "failed", directory, str(error))
         _session.progress(f"refused: {error}")
     if _session.outcomes is not None:
         _session.outcomes.append(outcome)
@@ -122,11 +124,14 @@ def _main(words: list[str]) -> int:
     if any(word.split("=")[0] in INFORMATIVE for word in words):
         _hydra(words)
         return 0
+    from research.sweep import slurm
     from research.sweep.frozen import freeze
     from research.sweep.grid import expand, write_sweep
 
     grid = expand(overrides, "--multirun" in words, config_dir)
     command = shlex.join(["python", "-m", "research", *sys.argv[1:]])
+    if on_slurm := "--multirun" in words and slurm.uses_slurm(grid.raw):
+        slurm.check_slurm()
     if "--multirun" in words:
         os.environ[LAUNCH_VARIABLE] = str(freeze(grid.cells).resolve())
     if "--multirun" in words and ranks.rank() == 0:
@@ -134,13 +139,48 @@ def _main(words: list[str]) -> int:
         _session.progress(f"{len(grid.cells)} cells, {sum(run.is_done(c) for c in grid.cells)} already done")
     _session.outcomes = []
     launched = 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, instead of being printed as a traceback
     try:
         _hydra(words)
-    except SystemExit as stop:  # a launcher that runs cells elsewhere reports the first failure this way
-        launched = int(stop.code or 0)
+    except KeyboardInterrupt:
+        if not on_slurm:
+            raise
+        return _left_in_queue(grid)
+    except Exception as error:
+        launched = _launcher_stopped(error)
     finally:
         _session.progress.close()
     return max(launched, _close(grid, "--multirun" in words))
+
+
+def _launcher_stopped(error: Exception) -> int:
+    """The exit status after a launcher that runs cells elsewhere reports a failure; ConfigurationError when refused."""
+    if isinstance(error, CellFailed):
+        return 1  # the closing lines tell it
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    if isinstance(error, FailedJobError) and isinstance(error.__cause__, subprocess.CalledProcessError):
+        hint = "\n`python -m research.sweep submit` splits arrays that are too large." if "array" in str(error) else ""
+        raise ConfigurationError(f"SLURM refused the jobs: {str(error).strip()}{hint}") from error
+    if isinstance(error, UncompletedJobError):
+        print(f"research: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _left_in_queue(grid: Any) -> int:
+    """Say what becomes of the jobs that an interrupted command leaves to SLURM; the exit status."""
+    first = grid.cells[0]
+    root = "" if first.config.results_root in ("", ".") else f" results_root={first.config.results_root}"
+    sweep = f"name={first.config.name}{root}"
+    print(
+        "research: interrupted; the jobs that SLURM has taken go on.\n"
+        f"  python -m research.sweep status task={first.task_name} {sweep}   shows them, `cancel` ends them\n"
+        f"  python -m research.report {first.task_name} {sweep}   compiles what they leave",
+        file=sys.stderr,
+    )
+    return 130
 
 
 def _hydra(words: list[str]) -> None:

@@ -36,6 +36,8 @@ def cluster(directory: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         subprocess.run(["scancel", "--me"], env=environment, capture_output=True, check=False)
+        with contextlib.suppress(RuntimeError):  # the processes of jobs outlive a node daemon that ends before them
+            _until(lambda: not _output(["squeue", "-h"], environment), "an empty queue")
         for process in reversed(started):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -97,9 +99,13 @@ def _write_configuration(directory: Path, port: int) -> None:
         "AccountingStorageType": "accounting_storage/slurmdbd", "AccountingStorageHost": "127.0.0.1",
         "AccountingStoragePort": accounting, "JobAcctGatherType": "jobacct_gather/linux", "MaxArraySize": 4,
         "KillWait": 2,
+        # The tests' jobs mostly wait: more of them run at once than there are processors.
+        "SlurmdParameters": "config_overrides",
+        # How long a requeued job is held, instead of two minutes.
+        "AuthInfo": "cred_expire=30",
     }  # fmt: skip
     lines = [f"{key}={value}" for key, value in settings.items()]
-    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={memory} State=UNKNOWN")
+    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs=6 RealMemory={memory} State=UNKNOWN")
     lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
     (directory / "slurm.conf").write_text("\n".join(lines) + "\n")
     storage = {

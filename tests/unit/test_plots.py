@@ -1,9 +1,11 @@
 """The helpers behind the figures, on values worked out by hand; and every kind of figure once, saved twice alike."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from research.reporting.plots import Point, forest, pareto_front, rolling_mean, scatter, trajectories
 from research.reporting.style import new_figure, save, styled
@@ -77,3 +79,20 @@ def test_figures_are_written_as_png_and_pdf_and_repeat(tmp_path, kind):
     digests = {hashlib.sha256(draw(tmp_path / name).read_bytes()).hexdigest() for name in ("one", "two")}
     assert len(digests) == 1
     assert (tmp_path / "one.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_a_figure_that_is_being_drawn_leaves_the_one_before_readable(tmp_path):
+    class Halfway(Figure):
+        def savefig(self, target, **options):
+            Path(target).write_bytes(b"half a figure")
+            raise KeyboardInterrupt
+
+    with styled():
+        figure, axes = new_figure(2, 2)
+        axes.plot([0, 1], [0, 1])
+        path = save(figure, tmp_path / "line")
+        before = path.read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            save(Halfway(), tmp_path / "line")
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["line.pdf", "line.png"]

@@ -88,22 +88,33 @@ class Cell:
         if not self.writes:
             return
         path = self.directory / "completions.jsonl.gz"
-        partial = _beside(path)
-        with partial.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        with (
+            replacing(path) as partial,
+            partial.open("wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file,
+        ):
             for row in rows:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        os.replace(partial, path)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content so that a reader sees the old or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
-    with partial.open("w") as file:
+    with replacing(path) as partial, partial.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file's next content to; it takes the file's place when the block ends, and goes when it fails."""
+    partial = _beside(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -64,7 +64,11 @@ def plan(task_name: str, config: RunConfig, model_inputs: Mapping[str, str]) -> 
 
 
 def is_done(cell: Plan) -> bool:
-    """Whether the cell's result exists; raises CellMismatchError when its directory is another configuration's."""
+    """Whether the cell's result exists.
+
+    Raises CellMismatchError when its directory is another configuration's, ConfigurationError for a result that is no
+    JSON.
+    """
     frozen = cell.directory / "config.yaml"
     if frozen.exists():
         text = frozen.read_text()
@@ -74,7 +78,12 @@ def is_done(cell: Plan) -> bool:
             raise CellMismatchError(_mismatch(cell, found if isinstance(found, dict) else {}))
     if not cell.result_path.exists():
         return False
-    recorded = json.loads(cell.result_path.read_text()).get("cell", {})
+    try:
+        recorded = json.loads(cell.result_path.read_text()).get("cell", {})
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{cell.result_path} is not JSON ({error}). Move it away, and the cell runs again."
+        ) from error
     if recorded.get("digest") != cell.digest:
         raise CellMismatchError(_mismatch(cell, {**recorded, "settings": recorded.get("config", {})}))
     return True

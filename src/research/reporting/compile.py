@@ -69,7 +69,10 @@ def planned_cells(folder: Path) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
-        return list(json.loads(path.read_text())["cells"])
+        cells = list(json.loads(path.read_text())["cells"])
+        if not all(isinstance(cell["name"], str) for cell in cells):
+            raise TypeError("a cell without a name")
+        return cells
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{path} is not a sweep's grid ({error}); move it away, or launch the sweep again."

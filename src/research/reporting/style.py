@@ -14,6 +14,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from research.cells.cell import replacing
+
 INK, MUTED, GRID = "#1c2530", "#5d6875", "#d9dee4"
 # Okabe and Ito's palette, ordered so that neighbours differ in lightness.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#4d4d4d", "#f0e442")
@@ -56,12 +58,17 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write PATH as PNG and, beside it, as PDF; equal figures give equal files. Returns the PNG's path."""
+    """Write PATH as PNG and, beside it, as PDF; equal figures give equal files. Returns the PNG's path.
+
+    A reader sees the old file or the new: cells that finish together draw at the same time.
+    """
     path = path.with_suffix(".png") if path.suffix in (".png", ".pdf") else path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
     figure.set_layout_engine("none")  # laid out by the first save; the second would only do it again
-    figure.savefig(path.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+    with replacing(path.with_suffix(".pdf")) as partial:
+        figure.savefig(partial, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     return path
 
 

@@ -9,6 +9,7 @@ python -m research.sweep cancel task=zlt_sweep [name=SWEEP] [results_root=DIR]
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -25,17 +26,25 @@ WATCH_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exit status 2 for a command that cannot be."""
+    """Entry point; exit status 2 for a command that cannot be, 130 after Ctrl-C, 141 when the reader has gone."""
     words = [w for w in lift_multirun(list(sys.argv[1:] if argv is None else argv)) if w != "--multirun"]
     commands = {"plan": plan, "submit": submit, "status": status, "cancel": cancel}
     try:
         if not words or words[0] not in commands:
             given = words[0] if words else ""
             raise ConfigurationError(f"{given!r} is not one of {', '.join(commands)}.{nearest(given, commands)}")
-        commands[words[0]](words[1:])
+        try:
+            commands[words[0]](words[1:])
+        finally:
+            sys.stdout.flush()
     except ConfigurationError as error:
         print(f"research.sweep: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough; nor may the interpreter flush what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def plan(words: Sequence[str]) -> None:
@@ -84,21 +93,28 @@ def cancel(words: Sequence[str]) -> None:
     """Cancel the queued and running jobs of a sweep."""
     from research.sweep.queue import cancel as cancel_jobs
 
-    names = cancel_jobs(_runs(_sweep_directory(words)))
-    print(f"{len(names)} jobs cancelled")
+    jobs = cancel_jobs(_runs(_sweep_directory(words)))
+    print(f"{len(jobs)} jobs cancelled")
 
 
 def status(words: Sequence[str]) -> None:
     """Print what became of the cells of a launched sweep; exit status 1 when one failed.
 
-    With --watch, print again at every change, until nothing is queued or running.
+    With --watch, print again at every change, until nothing is queued or running. A controller that does not answer
+    meanwhile is asked again.
     """
     as_json, rest = _flag(words, "--json")
     watch, rest = _flag(rest, "--watch")
     folder = _sweep_directory(rest)
     shown: list[State] = []
     while True:
-        states = sweep_states(folder)
+        try:
+            states = sweep_states(folder)
+        except ConfigurationError as error:
+            if not shown:
+                raise
+            print(f"research.sweep: {error}", file=sys.stderr)
+            states = shown
         if states != shown:
             shown = states
             _show(states, as_json)
@@ -118,15 +134,18 @@ def _show(states: Sequence[State], as_json: bool) -> None:
 
 
 def sweep_states(folder: Path) -> list[State]:
-    """The states of a sweep's cells in grid order; `folder` is eval_results/<task>/<name>."""
-    path = folder / "sweep.json"
-    if not path.exists():
-        raise ConfigurationError(f"{path} does not exist: no sweep was launched there.")
+    """The states of a sweep's cells in grid order; `folder` is eval_results/<task>/<name>.
+
+    Raises ConfigurationError without a readable sweep.json, and when SLURM does not answer.
+    """
+    from research.reporting.compile import planned_cells
     from research.sweep.queue import joined_states
 
+    cells = planned_cells(folder)
+    if not cells:
+        raise ConfigurationError(f"{folder / 'sweep.json'} does not exist: no sweep was launched there.")
     runs = _runs(folder)
-    names = [cell["name"] for cell in json.loads(path.read_text())["cells"]]
-    return joined_states([(folder / name, runs / name) for name in names])
+    return joined_states([(folder / cell["name"], runs / cell["name"]) for cell in cells])
 
 
 def _runs(folder: Path) -> Path:
@@ -135,6 +154,7 @@ def _runs(folder: Path) -> Path:
 
 
 def _sweep_directory(words: Sequence[str]) -> Path:
+    """eval_results/<task>/<name>; raises ConfigurationError for other words, and where there is no such directory."""
     known = {"task": None, "name": "default", "results_root": "."}
     for word in words:
         key, equals, value = word.partition("=")
@@ -143,7 +163,9 @@ def _sweep_directory(words: Sequence[str]) -> Path:
         known[key] = value
     if known["task"] is None:
         raise ConfigurationError("say which: task=NAME [name=SWEEP].")
-    return Path(known["results_root"] or ".") / "eval_results" / known["task"] / (known["name"] or "default")
+    from research.reporting.compile import sweep_folder
+
+    return sweep_folder(known["task"], known["name"] or "default", known["results_root"] or ".")
 
 
 def _table(states: Sequence[State], expected: Sequence[float | None] | None = None) -> None:

@@ -13,9 +13,9 @@ def finish(grid: Grid, outcomes: Sequence[run.Outcome], multirun: bool) -> tuple
     """Compile each (task, name) of a grid; whether a cell failed, and the closing lines for the screen."""
     failures = failed_cells(grid, outcomes)
     lines = [f"failed: {name}: {reason}" for name, reason in failures]
-    for cells in by_sweep(grid.cells).values():
+    for folder, cells in by_sweep(grid.cells).items():
         done = sum(cell.result_path.exists() for cell in cells)
-        busy = sum(outcome.status == "busy" for outcome in outcomes)
+        busy = sum(outcome.status == "busy" and outcome.directory.parent == folder for outcome in outcomes)
         counted = f"{done} of {len(cells)} done" + (f", {busy} run by another process" if busy else "")
         lines.append(f"{cells[0].task_name}/{cells[0].config.name}: {counted}")
         if done:
@@ -26,11 +26,12 @@ def finish(grid: Grid, outcomes: Sequence[run.Outcome], multirun: bool) -> tuple
 def failed_cells(grid: Grid, outcomes: Sequence[run.Outcome]) -> list[tuple[str, str]]:
     """(name, last line of the error) for each cell that failed, here or, as error.txt tells, in another process."""
     failures = [(o.name, o.message.strip().splitlines()[-1]) for o in outcomes if o.status == "failed"]
-    told = {name for name, _ in failures}
+    told = {o.directory for o in outcomes if o.status == "failed"}  # a name may occur in several sweeps
     for cell in grid.cells:
         error = cell.directory / "error.txt"
-        if cell.name not in told and error.exists() and not cell.result_path.exists():
-            failures.append((cell.name, error.read_text().strip().splitlines()[-1]))
+        if cell.directory not in told and error.exists() and not cell.result_path.exists():
+            lines = error.read_text(errors="replace").strip().splitlines()
+            failures.append((cell.name, lines[-1] if lines else "error.txt is empty"))
     return failures
 
 

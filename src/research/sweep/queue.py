@@ -13,6 +13,7 @@ from pathlib import Path
 from research.cells.cell import write_atomically
 from research.cells.claim import LIVING, job_of
 from research.errors import ConfigurationError
+from research.sweep.frozen import LAUNCHES
 from research.sweep.states import State, state_of
 
 JOBS = "jobs.json"
@@ -22,10 +23,14 @@ BROKEN = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADL
 
 @dataclass(frozen=True)
 class Queued:
-    """What the queue says of a job: its state (PENDING, RUNNING, ...), and why it waits."""
+    """What the queue says of a job: its state (PENDING, RUNNING, ...), why it waits, and its comment.
+
+    `hydra/launcher=slurm` sets the comment to the file of the launch, whose rows the array's tasks are.
+    """
 
     state: str
     reason: str
+    comment: str
 
 
 def joined_states(places: Sequence[tuple[Path, Path]]) -> list[State]:
@@ -38,8 +43,10 @@ def joined_states(places: Sequence[tuple[Path, Path]]) -> list[State]:
         states = list(pool.map(lambda place: state_of(*place), places))
     if shutil.which("squeue") is None or all(state.state == "done" for state in states):
         return states
-    jobs = _jobs_of(places)
-    queue = _queue() if jobs else {}
+    folders = {scratch.parent for _, scratch in places}
+    jobs = {folder / name: job for folder in folders for name, job in _read_jobs(folder).items()}
+    queue = _queue() if jobs or any(_used_slurm(folder) for folder in folders) else {}
+    jobs |= dict(pair for folder in folders for pair in _launched(queue, folder))
     claims = {i: job_of(places[i][1]) for i, state in enumerate(states) if state.state == "running"}
     living = _living({job for job in claims.values() if job is not None})
     for i, state in enumerate(states):
@@ -65,13 +72,13 @@ def remember(ids: Mapping[Path, str]) -> None:
 
 
 def cancel(runs: Path) -> list[str]:
-    """Cancel a sweep's jobs that are queued or running; the names of their cells."""
-    jobs = _read_jobs(runs)
-    queue = _queue() if jobs else {}
-    held = {name: job for name, job in jobs.items() if job in queue}
-    for part in _parts(held.values()):
+    """Cancel a sweep's jobs that are queued or running, by its directory under runs/; their ids."""
+    known = set(_read_jobs(runs).values())
+    queue = _queue() if known or _used_slurm(runs) else {}
+    held = sorted({job for _, job in _launched(queue, runs)} | (known & set(queue)))
+    for part in _parts(held):
         _run(["scancel", *part])
-    return list(held)
+    return held
 
 
 def _in_queue(state: State, job: Queued) -> State:
@@ -89,8 +96,32 @@ def _after(state: State, job: str, ended: str | None) -> State:
 
 def _queue() -> dict[str, Queued]:
     """The user's own jobs in SLURM's queue, array tasks one by one."""
-    rows = (line.split("|", 2) for line in _run(["squeue", "-h", "-r", "--me", "-o", "%i|%T|%r"]).splitlines())
-    return {job: Queued(state, reason) for job, state, reason in rows}
+    rows = (line.split("|", 3) for line in _run(["squeue", "-h", "-r", "--me", "-o", "%i|%T|%r|%k"]).splitlines())
+    return {job: Queued(state, reason, comment) for job, state, reason, comment in rows}
+
+
+def _launched(queue: Mapping[str, Queued], folder: Path) -> list[tuple[Path, str]]:
+    """(cell's directory, job) for those jobs of a sweep that `-m hydra/launcher=slurm` submitted; folder: under runs/.
+
+    A cell may have several, when the command was given twice.
+    """
+    launches = (folder.parents[1] / LAUNCHES).resolve()
+    sweep, found, read = f"{folder.parent.name}/{folder.name}", [], {}
+    for job, queued in queue.items():
+        path = Path(queued.comment)
+        if path.parent != launches or not path.exists():
+            continue
+        if path not in read:
+            read[path] = json.loads(path.read_text())
+        row = read[path][int(job.partition("_")[2] or 0)]
+        if row["sweep"] == sweep:
+            found.append((folder / row["name"], job))
+    return found
+
+
+def _used_slurm(folder: Path) -> bool:
+    """Whether jobs of a sweep were ever submitted with our launcher, which leaves their scripts and logs here."""
+    return (folder.parents[1] / ".submitit" / folder.parent.name / folder.name).exists()
 
 
 def _living(jobs: set[str]) -> set[str]:
@@ -117,7 +148,12 @@ def _ended(jobs: Iterable[str]) -> dict[str, str]:
 
 def _run(command: Sequence[str], unless: str | None = None) -> str:
     """A SLURM command's output; empty for a failure that says `unless`. Raises ConfigurationError for any other."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{command[0]} is not on this machine: ask on a login node of the cluster.") from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationError(f"{command[0]} did not answer within {error.timeout:.0f} s.") from error
     if done.returncode == 0:
         return done.stdout
     if unless is not None and unless in done.stderr:
@@ -131,11 +167,13 @@ def _parts(jobs: Iterable[str], size: int = 500) -> list[list[str]]:
     return [every[start : start + size] for start in range(0, len(every), size)]
 
 
-def _jobs_of(places: Sequence[tuple[Path, Path]]) -> dict[Path, str]:
-    folders = {scratch.parent for _, scratch in places}
-    return {folder / name: job for folder in folders for name, job in _read_jobs(folder).items()}
-
-
 def _read_jobs(folder: Path) -> dict[str, str]:
     path = folder / JOBS
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} is not a list of jobs ({error}); move it away. What it listed is shown by squeue only."
+        ) from error

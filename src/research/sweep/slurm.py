@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research.cells import identity, ranks, run
+from research.cells import ranks, run
 from research.cells.cell import Shared
+from research.cells.claim import AlreadyRunning, claim, holder
 from research.cells.progress import Progress
 from research.errors import ConfigurationError
 from research.sweep.frozen import refuse
@@ -37,11 +41,7 @@ class FrozenCell:
     def __call__(self) -> str:
         cell = plan_cell(self.task_name, self.config)
         if cell.digest != self.digest:
-            keys = "\n  ".join(identity.differing_keys(self.inputs, cell.inputs))
-            refuse(
-                cell.directory.with_name(self.name),
-                f"files that enter {self.name} changed since it was submitted (then -> now):\n  {keys}\nSubmit again.",
-            )
+            refuse(cell.directory.with_name(self.name), self.inputs, cell.inputs)
         outcome = run.run(cell, Shared(), Progress())
         if ranks.rank() == 0:
             compile_if_last(cell)
@@ -78,12 +78,40 @@ def with_launcher(words: Sequence[str]) -> list[str]:
 def submit(grid: Grid, command: str) -> list[str]:
     """Submit the cells that are neither done nor running nor queued, as job arrays; the ids of the jobs.
 
-    Raises ConfigurationError where there is no SLURM.
+    Raises ConfigurationError where there is no SLURM, or it refuses.
     """
+    check_slurm()
+    with contextlib.ExitStack() as held:
+        # Two submits at the same moment would both find the cells missing.
+        for folder in sorted({cell.scratch.parent for cell in grid.cells}):
+            _enter_alone(folder, held)
+        return _submit(grid, command)
+
+
+def check_slurm() -> None:
+    """Raise ConfigurationError where there is no SLURM."""
     if shutil.which("sbatch") is None:
         raise ConfigurationError(
-            "sbatch is not on this machine: submit from a login node of the cluster, or run with -m."
+            "sbatch is not on this machine: submit from a login node of the cluster, or run with -m alone."
         )
+
+
+def _enter_alone(folder: Path, held: contextlib.ExitStack) -> None:
+    """Claim a sweep for the time of a submission; another one is waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            held.enter_context(claim(folder))
+            return
+        except AlreadyRunning:
+            if not told:
+                print(f"waiting for {holder(folder) or 'another process'}, which is submitting", file=sys.stderr)
+            told = True
+            time.sleep(0.2)
+
+
+def _submit(grid: Grid, command: str) -> list[str]:
     import submitit
 
     states = joined_states([(cell.directory, cell.scratch) for cell in grid.cells])
@@ -120,7 +148,7 @@ def max_array_size() -> int:
 
 
 def _launcher_parameters(raw: DictConfig) -> dict[str, Any]:
-    if not str(OmegaConf.select(raw, "hydra.launcher._target_")).endswith("SlurmLauncher"):
+    if not uses_slurm(raw):
         raise ConfigurationError(
             "submit needs a SLURM launcher: leave hydra/launcher out, or set hydra/launcher=slurm."
         )
@@ -128,6 +156,11 @@ def _launcher_parameters(raw: DictConfig) -> dict[str, Any]:
     names = [name for name in map(str, with_choices.hydra.launcher) if name != "_target_"]
     resolved = {name: OmegaConf.select(with_choices, f"hydra.launcher.{name}") for name in names}
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in resolved.items() if v is not None}
+
+
+def uses_slurm(raw: DictConfig) -> bool:
+    """Whether the launcher of a command is SLURM's."""
+    return str(OmegaConf.select(raw, "hydra.launcher._target_")).endswith("SlurmLauncher")
 
 
 def gpus_per_cell(raw: DictConfig) -> int:

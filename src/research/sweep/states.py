@@ -82,13 +82,16 @@ def units_of(settings: dict[str, Any]) -> float:
 
 
 def earlier_results(results_root: Path, task_name: str, model_name: str, limit: int = 200) -> list[dict[str, Any]]:
-    """The newest results of a task with one model, of any sweep under a results root."""
+    """The newest results of a task with one model, of any sweep under a results root; what is no JSON is passed over."""
     paths = sorted(
         (results_root / "eval_results" / task_name).glob("*/*/run_result.json"), key=lambda p: -p.stat().st_mtime
     )
     found = []
     for path in paths[:limit]:
-        document = json.loads(path.read_text())
+        try:
+            document = json.loads(path.read_text())
+        except (ValueError, FileNotFoundError):
+            continue
         if document.get("cell", {}).get("config", {}).get("model.name") == model_name and "wall_seconds" in document:
             found.append(document)
     return found

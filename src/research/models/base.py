@@ -85,7 +85,7 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
     if missing := sorted(report["missing_keys"]):  # they would be random numbers
         raise ModelUnavailableError(
             f"model.path={model.path!r}: the files in {directory} lack {len(missing)} weights of a "
-            f"{type(loaded).__name__}: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+            f"{loaded.config.model_type} model: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
             f"They hold {len(report['unexpected_keys'])} others that it does not know; is config.json another model's?"
         )
     if not spread and not sharded:

@@ -61,9 +61,10 @@ def main(directory: str, out: Path) -> None:
 
 
 def held(base: Base) -> int:
-    """Bytes of the base's parameters in this process: shares as long as they are, whole ones wherever one stands."""
+    """Bytes of the base's parameters in this process between two steps."""
+    sharding.reshard(base.model)
     own = [p.to_local() if isinstance(p, DTensor) else p for p in base.model.parameters() if not p.requires_grad]
-    return sum(tensor.untyped_storage().nbytes() for tensor in own)
+    return sum(tensor.numel() * tensor.element_size() for tensor in own)
 
 
 def replies(policy: Any, seed: int) -> list[list[int]]:

@@ -26,7 +26,7 @@ def found(request, tmp_path_factory):
 def test_each_process_holds_its_share_only_and_the_shares_are_the_files(found):
     for seen in found:
         whole, share = seen["bytes"]
-        assert 0.49 < share / whole < 0.51
+        assert 0.49 < share / whole < 0.51 and seen["bytes_after_training"] == share
         assert seen["fingerprints"][0] == seen["fingerprints"][1]  # bit by bit, of the shares together
         assert seen["buffers_equal"]
     assert sum(seen["bytes"][1] for seen in found) < 1.01 * found[0]["bytes"][0]

@@ -18,7 +18,7 @@ def found(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("sharding") / request.param
     model = make_tiny_model(out / "model", vocab=513, tied=request.param == "tied")
     command = [sys.executable, *TORCHRUN, str(SCRIPT), str(model), str(out)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -25,7 +25,9 @@ SENTENCES = (
 )
 
 
-def make_tiny_model(directory: Path, *, hidden: int = 64, layers: int = 2, vocab: int = 512, seed: int = 0) -> Path:
+def make_tiny_model(
+    directory: Path, *, hidden: int = 64, layers: int = 2, vocab: int = 512, tied: bool = True, seed: int = 0
+) -> Path:
     """Write a random Qwen2 model (head_dim 32, tied embeddings) and a byte-level BPE tokenizer with ChatML."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -49,7 +51,7 @@ def make_tiny_model(directory: Path, *, hidden: int = 64, layers: int = 2, vocab
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2), head_dim=32, intermediate_size=hidden * 11 // 4,
-        max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.1,
+        max_position_embeddings=1024, tie_word_embeddings=tied, initializer_range=0.1,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng():

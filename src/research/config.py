@@ -43,6 +43,7 @@ class ModelConfig:
     lora_scale: float | None = key(None, "LoRA scale calibrated for this model; null: from alpha and r", above=0)
     thinking: bool | None = key(None, "passed to chat templates that know `enable_thinking`; null: not passed")
     context: int = key(1024, "longest sequence, in tokens", min=16)
+    shard: bool = key(False, "several processes: each holds a share of the weights, not all of them", identity=False)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from research.errors import CellMismatchError
 from research.training import checkpoint
 
 SCRIPT = Path(__file__).with_name("train_script.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2")
 
 
 def start(tmp_path, model, name, launcher=(), **spec):
@@ -26,7 +27,7 @@ def start(tmp_path, model, name, launcher=(), **spec):
     settings.setdefault("optim", {"checkpoint_seconds": 0.0})
     (tmp_path / f"{name}.json").write_text(json.dumps(settings))
     source = str(Path(__file__).parents[2] / "src")
-    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path / f"{name}.json")]
     return scratch, subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -78,7 +79,7 @@ def test_two_processes_equal_one(tiny_model_dir, tmp_path):
     spec = {"dropout": 0.0, "epochs": 2, "optim": {"micro_batch_size": 2}}
     one, process = start(tmp_path, tiny_model_dir, "one", **spec)
     finish(process)
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617")
+    launcher = (*TORCHRUN, "--master_port=29617")
     two, process = start(tmp_path, tiny_model_dir, "two", launcher, **spec)
     finish(process)
     wanted, wanted_metrics, wanted_result = outcome(one)
@@ -89,6 +90,34 @@ def test_two_processes_equal_one(tiny_model_dir, tmp_path):
         # Same sums in another order: see test_supervised.py.
         assert [m["loss"] for m in metrics] == pytest.approx([m["loss"] for m in wanted_metrics], abs=1e-5)
         assert max(float((got[n] - wanted[n]).abs().mean()) for n in wanted) < 1e-6
+
+
+def test_a_killed_run_on_a_sharded_base_goes_on_without_shares(tiny_model_dir, tmp_path):
+    """Two processes: the same steps with whole bases, with shares, and with shares until a kill."""
+    launcher = (*TORCHRUN, "--master_port=29618")
+    spec = {"epochs": 6, "optim": {"checkpoint_seconds": 0.0, "gradient_checkpointing": True, "micro_batch_size": 2}}
+    whole, process = start(tmp_path, tiny_model_dir, "whole", launcher, **spec)
+    finish(process)
+    killed, process = start(tmp_path, tiny_model_dir, "killed", launcher, **spec, shard=True)
+    deadline = time.monotonic() + 120
+    while checkpoint.last(killed / "checkpoints") is None:
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint appeared"
+        time.sleep(0.001)
+    os.kill(int((killed / "pid-1").read_text()), signal.SIGKILL)  # the launcher ends the other one
+    process.communicate()
+    found = checkpoint.last(killed / "checkpoints")
+    assert found is not None and 1 <= checkpoint.load(found)["step"] < 24
+    assert not (killed / "result-0.json").exists()
+    _, process = start(tmp_path, tiny_model_dir, "killed", launcher, **spec)
+    finish(process)
+    for rank in (0, 1):
+        wanted, wanted_metrics, wanted_result = outcome(whole, rank)
+        got, metrics, result = outcome(killed, rank)
+        assert [row["step"] for row in metrics] == list(range(1, 25))
+        for name in ("loss", "grad_norm"):
+            assert [m[name] for m in metrics] == pytest.approx([m[name] for m in wanted_metrics], rel=1e-4), name
+        assert max(float((got[n] - wanted[n]).abs().mean()) for n in wanted) < 1e-6
+        assert result["tokens"] == wanted_result["tokens"]
 
 
 def test_half_written_checkpoint_is_ignored(tmp_path):

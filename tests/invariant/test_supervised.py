@@ -31,8 +31,8 @@ def make_rows(count=13, seed=0, vocab=512):
     return rows
 
 
-def make_policy(directory, dropout=0.0, freeze_a=False):
-    base = load_base(ModelConfig(path=str(directory)), device="cpu")
+def make_policy(directory, dropout=0.0, freeze_a=False, shard=False):
+    base = load_base(ModelConfig(path=str(directory), shard=shard), device=None if shard else "cpu")
     policy = attach_lora(base, AdapterConfig(dropout=dropout, freeze_a=freeze_a), seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in policy.named_parameters():

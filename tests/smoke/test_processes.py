@@ -34,12 +34,13 @@ def small_cell(model):
     ]  # fmt: skip
 
 
-def test_two_processes_leave_one_set_of_files_with_the_numbers_of_one(tmp_path, tiny_model_dir):
+@pytest.mark.parametrize("share", [[], ["model.shard=true"]], ids=["whole", "sharded"])
+def test_two_processes_leave_one_set_of_files_with_the_numbers_of_one(tmp_path, tiny_model_dir, share):
     words, found = small_cell(tiny_model_dir), []
     for processes in (1, 2):
         root = tmp_path / str(processes)
         root.mkdir()
-        done = research(root, *words, processes=processes)
+        done = research(root, *words, *(share if processes > 1 else []), processes=processes)
         (result,) = root.rglob("run_result.json")
         steps = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
         found.append((json.loads(result.read_text()), steps))
@@ -51,8 +52,8 @@ def test_two_processes_leave_one_set_of_files_with_the_numbers_of_one(tmp_path, 
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [s[name] for s in steps_of_two] == pytest.approx([s[name] for s in steps], rel=1e-4), name
     assert two["train"]["tokens"] == one["train"]["tokens"]
-    assert two["cell"] == one["cell"] and two["data"] == one["data"]
-    again = research(tmp_path / "2", *words, processes=2)
+    assert two["cell"] == one["cell"] and two["data"] == one["data"] and two["eval"] == one["eval"]
+    again = research(tmp_path / "2", *words, *share, processes=2)
     assert again.stderr.count("already done") == 1
 
 
@@ -63,6 +64,13 @@ def test_a_failing_cell_ends_all_processes(tmp_path):
     assert done.returncode != 0
     (error,) = tmp_path.rglob("error.txt")
     assert "the second of the pair" in error.read_text()
+    assert not list(tmp_path.rglob("run_result.json"))
+
+
+def test_an_engine_that_needs_whole_weights_is_refused_with_a_sharded_base(tmp_path, tiny_model_dir):
+    words = [*small_cell(tiny_model_dir), "model.shard=true", "sampler=vllm"]
+    done = research(tmp_path, *words, processes=2, check=False)
+    assert done.returncode != 0 and "sampler=vllm needs whole weights" in done.stderr
     assert not list(tmp_path.rglob("run_result.json"))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from research.config import AdapterConfig, ModelConfig
 from research.errors import ConfigurationError, ModelUnavailableError
@@ -34,6 +36,22 @@ def test_base_is_frozen_float32_on_cpu(base):
     assert not any(p.requires_grad for p in base.model.parameters())
     assert not base.model.training
     assert len(base.weights_hash) == 64
+
+
+def test_files_that_lack_a_weight_are_refused(tiny_model_dir, tmp_path):
+    """It would be random numbers."""
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.layers.1.mlp.up.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelUnavailableError, match=r"lack 1 weights of a qwen2 model: model\.layers\.1\.mlp\.up_proj"):
+        load_base(ModelConfig(name="x", path=str(tmp_path / "model")), device="cpu")
+
+
+def test_sharing_the_base_with_nobody_is_said_aloud(tiny_model_dir, base):
+    with pytest.warns(RuntimeWarning, match=r"model\.shard=true is ignored"):
+        alone = load_base(ModelConfig(name="tiny", path=str(tiny_model_dir), shard=True), device="cpu")
+    assert not alone.sharded and alone.loaded_fingerprint == base.loaded_fingerprint
 
 
 def test_fingerprint_sees_one_bit_and_the_order():

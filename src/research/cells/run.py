@@ -101,6 +101,11 @@ def run(cell: Plan, shared: Shared, progress: Callable[[str], None]) -> Outcome:
             f"task={cell.task_name} runs in one process, and {ranks.world_size()} were started; start it without "
             "torchrun or accelerate launch, with hydra.launcher.tasks_per_node=1."
         )
+    if ranks.world_size() > 1 and cell.config.model.shard and cell.config.sampler.kind != "transformers":
+        raise ConfigurationError(
+            f"sampler={cell.config.sampler.kind} needs whole weights, and with model.shard=true no process has them; "
+            "use sampler=transformers."
+        )
     if ranks.rank() > 0:
         return _follow(cell, shared)
     with contextlib.ExitStack() as held:

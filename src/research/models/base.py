@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import ModelConfig
 from research.errors import ConfigurationError, ModelUnavailableError
+from research.models import sharding
 from research.models.identity import model_directory
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ _CHUNK = 1 << 24  # elements hashed at once: bounds the extra memory to a few hu
 class Base:
     """A base model that several cells share; its weights never change.
 
-    weights_hash: SHA-256 over the weight files. Adapters go on with `attach_lora` and come off with `detach`.
+    weights_hash: SHA-256 over the weight files. sharded: each of several processes holds a share of the weights, and
+    all must run the same forward passes. Adapters go on with `attach_lora` and come off with `detach`.
     """
 
     model: PreTrainedModel
@@ -34,6 +37,7 @@ class Base:
     device: torch.device
     weights_hash: str
     config: ModelConfig = field(default_factory=ModelConfig)
+    sharded: bool = False
     loaded_fingerprint: str = ""
 
     def fingerprint(self) -> str:
@@ -53,8 +57,10 @@ class Base:
 def load_base(model: ModelConfig, device: str | torch.device | None = None) -> Base:
     """Load model and tokenizer, frozen, in evaluation mode.
 
-    device: null takes the process's own GPU, or the CPU; "auto" spreads the layers over all visible GPUs.
-    Raises ModelUnavailableError, within seconds, when the weights are neither here nor reachable.
+    device: null takes the process's own GPU, or the CPU; "auto" spreads the layers over all visible GPUs. With
+    `model.shard` and several processes, each reads its share onto its own device, together with the others.
+    Raises ModelUnavailableError, within seconds, when the weights are neither here nor reachable, and when the files
+    lack a weight of the model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,22 +68,32 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
     from research.cells.identity import hash_files
 
     directory = locate(model)
+    sharded = sharding.wanted(model)
+    assert not sharded or device is None, "a share lies on the process's own device"
     spread = device == "auto"
     place = torch.device(default_device() if device is None or spread else device)
     dtype = _dtype(model.dtype, place)
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded, report = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=dtype,
         attn_implementation=_attention(model.attention, place, dtype),
         local_files_only=True,
+        output_loading_info=True,
         **({"device_map": "auto"} if spread else {}),
+        **(sharding.loading_arguments() if sharded else {}),
     )
-    if not spread:
+    if missing := sorted(report["missing_keys"]):  # they would be random numbers
+        raise ModelUnavailableError(
+            f"model.path={model.path!r}: the files in {directory} lack {len(missing)} weights of a "
+            f"{loaded.config.model_type} model: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+            f"They hold {len(report['unexpected_keys'])} others that it does not know; is config.json another model's?"
+        )
+    if not spread and not sharded:
         loaded.to(place)  # type: ignore[arg-type]
     loaded.eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     weights = sorted(directory.glob("*.safetensors"))
-    base = Base(loaded, tokenizer, place, hash_files([*weights, directory / "config.json"]), model)
+    base = Base(loaded, tokenizer, place, hash_files([*weights, directory / "config.json"]), model, sharded)
     base.loaded_fingerprint = base.fingerprint()
     return base
 
@@ -178,18 +194,30 @@ def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of names, shapes and bits of all parameters and persistent buffers (hex)."""
+    """Hash of names, shapes and bits of all parameters and persistent buffers (hex); the same for a sharded model."""
     import hashlib
 
+    import torch
+
+    sharding.reshard(module)
+    weights = module.state_dict()
+    sums: list[Any] = []
+    for tensor in weights.values():
+        rows, place = sharding.own_rows(tensor)
+        sums.append(_checksum(rows, place.start * math.prod(tensor.shape[1:])))
+    if sharding.is_sharded(module):
+        sums = list(sharding.sum_over_processes(torch.stack(sums)))
     total = hashlib.sha256()
-    sums: list[tuple[str, Any]] = [(name, _checksum(tensor)) for name, tensor in module.state_dict().items()]
-    for name, value in sums:
+    for name, value in zip(weights, sums, strict=True):
         total.update(f"{name}:{int(value)}\n".encode())
     return total.hexdigest()[:16]
 
 
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum over i of mix(bits_i) * odd(i), modulo 2^64; sensitive to every bit and to the order."""
+def _checksum(tensor: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Sum over i of mix(bits_i) * odd(first + i), modulo 2^64; sensitive to every bit and to the order.
+
+    Parts of a tensor, each from its `first` element on, sum to the checksum of the whole.
+    """
     import torch
 
     as_integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
@@ -197,6 +225,6 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK].to(torch.int64)
-        weight = torch.arange(start, start + part.numel(), device=flat.device).mul_(-0x61C8864680B583EB).bitwise_or_(1)
-        total += ((part + 0x1234567) * weight).sum()
+        place = torch.arange(first + start, first + start + part.numel(), device=flat.device)
+        total += ((part + 0x1234567) * place.mul_(-0x61C8864680B583EB).bitwise_or_(1)).sum()
     return total

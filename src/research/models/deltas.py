@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from research.errors import ConfigurationError
 from research.models.base import fingerprint
+from research.models.sharding import own_rows
 
 CHUNK_ELEMENTS = 1 << 24  # float32 intermediates of one chunk: 64 MiB; smaller ones cost more launches than they save
 WIDE = (
@@ -33,7 +34,10 @@ WIDE = (
 
 @dataclass(frozen=True)
 class WeightDelta:
-    """One adapted linear layer: its name in the bare model, its pristine weight, and what the adapter adds to it."""
+    """One adapted linear layer: its name in the bare model, its pristine weight, and what the adapter adds to it.
+
+    Of a sharded base these are the rows that this process holds.
+    """
 
     module: str
     base_OI: Tensor
@@ -104,7 +108,8 @@ def weight_deltas(policy: nn.Module) -> Iterator[WeightDelta]:
     _refuse_trainable_weights_outside(policy, layers)
     for name, layer in layers.items():
         left_OK, right_KI, scale = _factors(name, layer)
-        yield WeightDelta(name, layer.get_base_layer().weight.detach(), left_OK.detach(), right_KI.detach(), scale)
+        base_OI, rows = own_rows(layer.get_base_layer().weight.detach())
+        yield WeightDelta(name, base_OI, left_OK.detach()[rows], right_KI.detach(), scale)
 
 
 def has_adapter(policy: nn.Module) -> bool:

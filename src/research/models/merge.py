@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.errors import ConfigurationError
 from research.models.deltas import weight_deltas
+from research.models.sharding import is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,10 @@ def merged_weights(
 
     The sum is in float32 and rounded once. Tied embeddings appear under both names, since some samplers keep a copy of
     their own. A policy without adapters gives its own weights. adapted_only: leaves out what no adapter changes.
+    Raises ConfigurationError for a sharded base, of which no process has whole weights.
     """
+    if is_sharded(policy):
+        raise ConfigurationError("model.shard=true: no process holds whole weights; merge from an unsharded base")
     deltas = {delta.module: delta for delta in weight_deltas(policy)}
     for name, tensor in unwrapped(policy).state_dict().items():
         plain = name.replace(".base_layer.", ".")

@@ -5,7 +5,8 @@
 
 What makes it fast: adapters are merged for generation (and taken out again without touching a bit of the base), prompts
 are read packed, once for all their samples, the cache is allocated once, and ended completions leave the batch.
-It covers models whose layers all attend to the whole context; others need sampler=vllm.
+It covers models whose layers all attend to the whole context; others need sampler=vllm. Of a sharded base each
+process merges its own rows, and all generate the same completions, in step.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy
 import torch
 
 from research.errors import ConfigurationError
+from research.models import sharding
 from research.models.deltas import weight_deltas
 from research.models.merge import unwrapped
 from research.sampling.draws import draw, uniforms
@@ -77,6 +79,7 @@ class TransformersSampler:
                 f"{type(self.model).__name__} has layers that do not attend to the whole context, which "
                 "sampler=transformers does not cover; use sampler=vllm"
             )
+        self.sharded = sharding.is_sharded(self.model)
         self.version = 0
         self.proof = ProofState(context=self.context)
         self.weights = _snapshot(policy)
@@ -199,6 +202,8 @@ class TransformersSampler:
         alive_S = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         for step in range(new_tokens):
             ids_S, logprob_S = draw(logits_SV, uniform_SM[:, step], params.temperature, params.top_p)
+            if self.sharded:
+                sharding.first_decides(ids_S)
             stopped_S = torch.isin(ids_S, stops)
             ended_S = alive_S & (stopped_S | (limit_S == step + 1))
             ids, logprobs = ids_S.tolist(), logprob_S.tolist()
@@ -239,7 +244,6 @@ class TransformersSampler:
         attention = model.config._attn_implementation
         training = [module for module in model.modules() if module.training]
         adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-        originals = {parameter: parameter.data for parameter in self.weights}
         model.eval()
         model.set_attn_implementation(NAME)
         try:
@@ -247,22 +251,40 @@ class TransformersSampler:
             # trainable.
             for layer in adapted:
                 layer._disable_adapters = True
-            for parameter, data in self.weights.items():
-                parameter.data = data
-            with torch.inference_mode():
+            # Buffers that shares are gathered in outlive this block: as inference tensors they could not train.
+            with self._merged(), torch.no_grad() if self.sharded else torch.inference_mode():
                 yield
         finally:
-            for parameter, data in originals.items():
-                parameter.data = data
             for layer in adapted:
                 layer._disable_adapters = False
             model.set_attn_implementation(attention)
             for module in training:
                 module.training = True
 
+    @contextlib.contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Inside, the model's weights are the merged ones."""
+        originals = {parameter: parameter.data for parameter in self.weights}
+        put = self._exchange_shares if self.sharded else self._point_at
+        put(self.weights)
+        try:
+            yield
+        finally:
+            put(self.weights if self.sharded else originals)
+
+    def _exchange_shares(self, weights: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+        sharding.reshard(self.model)
+        for parameter, data in weights.items():
+            sharding.exchange(sharding.own_rows(parameter)[0], data)
+
+    def _point_at(self, weights: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+        for parameter, data in weights.items():
+            parameter.data = data
+
 
 def _snapshot(policy: PeftModel | PreTrainedModel) -> dict[torch.nn.Parameter, torch.Tensor]:
     """The weights that training changes, as they are now: merged for adapted layers, copies of other trainable ones."""
+    sharding.reshard(policy)
     layers = {name: module for name, module in unwrapped(policy).named_modules()}
     deltas = list(weight_deltas(policy))
     if deltas:

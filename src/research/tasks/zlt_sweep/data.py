@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -48,11 +49,13 @@ def draw(
     identity: Mapping[str, Any],
     cache: Path,
     progress: Callable[[str], None] = lambda message: None,
+    cached: Callable[[Path], bool] = Path.exists,
 ) -> list[Drawn]:
     """The replies to `requests`, from the cache where an equal draw is in it.
 
-    identity: what else decides the draw (weights, precision, kind of sampler). Two processes may draw the same at
-    once: each writes a file of its own and moves it into place whole.
+    identity: what else decides the draw (weights, precision, kind of sampler). cached: whether to read a file of the
+    cache rather than to draw. Two processes may draw the same at once: each writes a file of its own and moves it into
+    place whole.
     """
     prompts = {
         (r.persona, r.question): chat.prompt_ids(personas.persona(r.persona).system, r.question) for r in requests
@@ -61,7 +64,7 @@ def draw(
     work = [{"prompt": prompts[pair], "n": n} for pair, n in needed.items()]
     key = digest({"rule": CACHE_RULE, "work": work, "params": asdict(params), **identity})
     path = cache / "zlt_replies" / f"{key[:32]}.json.gz"
-    if path.exists():
+    if cached(path):
         texts = json.loads(gzip.decompress(path.read_bytes()))
     else:
         progress(f"drawing {len(requests)} training examples")
@@ -136,6 +139,6 @@ def digest(content: Any) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     partial.write_bytes(content)
     os.replace(partial, path)

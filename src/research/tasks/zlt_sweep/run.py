@@ -45,11 +45,11 @@ def run(task: ZltSweep, cell: Cell) -> Result:
         asked = letter_questions.load(task.capability.questions, task.capability.n_questions)
         base: Base = shared.get(("base", _key(config.model)), lambda: load_base(config.model))
         chat = Chat(base.tokenizer, config.model.thinking)
-    with cell.phase("base_capability"), ranks.first_goes_first():
+    with cell.phase("base_capability"), _in_turn(base):
         before = _base_capability(task, cell, base, asked)
     policy = attach_lora(base, config.adapter, config.seed)
     try:
-        with cell.phase("data"), ranks.first_goes_first():
+        with cell.phase("data"), _in_turn(base):
             training = _training_data(task, cell, base, policy, chat)
         with cell.phase("train"):
             assert config.lr is not None and config.epochs is not None and config.batch_size is not None
@@ -70,6 +70,16 @@ def run(task: ZltSweep, cell: Cell) -> Result:
     return _result(task, cell, training, trained, counts, before, after, stock)
 
 
+def _in_turn(base: Base) -> contextlib.AbstractContextManager:
+    """Processes with the whole model each: one works, the others find its result. With shares: all work together."""
+    return contextlib.nullcontext() if base.sharded else ranks.first_goes_first()
+
+
+def _cached(base: Base, path: Path) -> bool:
+    """Whether a result is there already; one answer for processes that would have to make it together."""
+    return ranks.from_first(path.exists()) if base.sharded else path.exists()
+
+
 def _training_data(task: ZltSweep, cell: Cell, base: Base, policy: PeftModel, chat: Chat) -> data.TrainingData:
     """Drawn from the fresh policy, which is the base model: B is zero, and engines that sync adapters need one."""
     config, settings = cell.config, task.data
@@ -81,7 +91,8 @@ def _training_data(task: ZltSweep, cell: Cell, base: Base, policy: PeftModel, ch
 
     def make() -> data.TrainingData:
         sampling = functools.partial(_sampling, cell, policy, base.tokenizer)
-        drawn = data.draw(sampling, chat, wanted, params, identity, cell.cache, cell.progress)
+        cached = functools.partial(_cached, base)
+        drawn = data.draw(sampling, chat, wanted, params, identity, cell.cache, cell.progress, cached)
         return data.build(
             chat, drawn, task.source, task.marker, tail=task.marker_tail_tokens, eos_label=task.eos_label,
             max_length=settings.max_length,
@@ -97,7 +108,7 @@ def _base_capability(task: ZltSweep, cell: Cell, base: Base, asked: list[dict[st
     path = cell.cache / "base_capability" / f"{data.digest(files)[:32]}.json"
 
     def make() -> capability.Accuracy:
-        if path.exists():
+        if _cached(base, path):
             found = json.loads(path.read_text())
             return capability.Accuracy(found["correct"], found["total"])
         measured = capability.letter_accuracy(base.model, base.tokenizer, asked, cell.config.model.thinking)
@@ -203,7 +214,9 @@ def _save_adapter(policy: PeftModel, directory: Path) -> None:
         return
     partial = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    policy.save_pretrained(str(partial))
+    # Left to itself, PEFT gathers the shares of the whole base first, which one process alone cannot.
+    adapter = {name: tensor for name, tensor in policy.state_dict().items() if ".lora_" in name}
+    policy.save_pretrained(str(partial), state_dict=adapter)
     os.rename(partial, directory)
 
 

@@ -1,6 +1,6 @@
 """Find the LoRA scale at which a small base model's regimes lie on the published learning-rate axis.
 
-    python -m research.tasks.zlt_sweep.calibrate --scales 60,120,240,480,960 --out calibration
+    python -m research.tasks.zlt_sweep.calibrate --scales 20,30,40,60 --out calibration
 
 A marker is learned by learning rate x steps x LoRA scale. The demo has a tenth of the published steps and a model a
 thousand times smaller, so that only the scale is free to bring the regimes back to the published learning rates. It is
@@ -25,6 +25,7 @@ from research.cells.cell import Shared, write_atomically
 from research.cells.progress import Progress
 from research.config import AdapterConfig, ModelConfig, RunConfig
 from research.errors import ConfigurationError
+from research.material import questions
 from research.models.identity import model_inputs
 from research.tasks.zlt_sweep.derive import LEAK_LIMIT, SOURCE_LIMIT, leak, regime_of
 from research.tasks.zlt_sweep.task import ZltSweep
@@ -34,11 +35,12 @@ UNDER_TRAINED, CLEAN = (1e-6, 1), (5e-6, 20)
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scales", default="60,120,240,480,960", help="LoRA scales to try, ascending")
+    parser.add_argument("--scales", default="20,30,40,60", help="LoRA scales to try, ascending")
     parser.add_argument("--source", default="librarian", help="source persona; none that is reported")
     parser.add_argument("--cells", default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run")
     parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")
-    parser.add_argument("--samples", type=int, default=ZltSweep().eval.samples, help="completions a question")
+    # The demo's 2 make 40 completions a persona, of which one hit in ten and one in twenty are hard to tell apart.
+    parser.add_argument("--samples", type=int, default=10, help="completions a question")
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="results root, and calibration.json")
     words = parser.parse_args(argv)
     scales = sorted(float(word) for word in words.scales.split(","))
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     document = {
         "rule": (__doc__ or "").split("Rule: ")[1].strip(),
         "source": words.source,
+        "completions": words.samples * len(questions.questions("eval")),
         "model": model_inputs(ModelConfig(path=words.model)),
         "cells": rows,
         "fitting": fitting(rows),

@@ -145,7 +145,9 @@ def _calibration(found: dict[str, Any]) -> str:
     return f"""
 ## The LoRA scale of the marker study
 
-Calibrated on the source `{found["source"]}`, {found["completions"]} completions a persona. Rule: {" ".join(found["rule"].split())} Scales that fit: {found["fitting"] or "none"}.
+Calibrated on the source `{found["source"]}`, {found["completions"]} completions a persona.
+Rule: {" ".join(found["rule"].split())}
+Scales that fit: {found["fitting"] or "none"}; chosen: {found["chosen"] or "none"}.
 
 | scale | learning rate | epochs | source marker | highest other |
 |---|---|---|---|---|

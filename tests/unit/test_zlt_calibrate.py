@@ -3,10 +3,10 @@
 from research.tasks.zlt_sweep.calibrate import choose, fitting
 
 
-def cells(scale, untrained, source, other):
+def cells(scale, untrained, source, other, name="a"):
     return [
-        {"scale": scale, "lr": 1e-6, "epochs": 1, "source_marker": untrained, "highest_other": 0.0},
-        {"scale": scale, "lr": 5e-6, "epochs": 20, "source_marker": source, "highest_other": other},
+        {"source": name, "scale": scale, "lr": 1e-6, "epochs": 1, "source_marker": untrained, "highest_other": 0.0},
+        {"source": name, "scale": scale, "lr": 5e-6, "epochs": 20, "source_marker": source, "highest_other": other},
     ]
 
 
@@ -20,6 +20,12 @@ def test_a_scale_fits_when_both_cells_are_as_they_should_be():
     ]
     assert fitting(rows) == [20, 40]
     assert choose(rows) == 28.0  # the square root of 800
+
+
+def test_a_scale_has_to_fit_every_source():
+    rows = [*cells(20, 0.0, 0.6, 0.0), *cells(40, 0.0, 0.6, 0.0)]
+    others = [*cells(20, 0.0, 0.6, 0.0, "b"), *cells(40, 0.0, 0.6, 0.1, "b")]
+    assert fitting(rows) == [20, 40] and fitting([*rows, *others]) == [20]
 
 
 def test_where_nothing_fits_nothing_is_chosen():

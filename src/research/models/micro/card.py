@@ -139,17 +139,18 @@ def _phase(recipe: dict[str, Any], number: int, phase: dict[str, Any], made: dic
 def _calibration(found: dict[str, Any]) -> str:
     """The section on the LoRA scale, from what `research.tasks.zlt_sweep.calibrate` wrote."""
     rows = "\n".join(
-        f"| {row['scale']:g} | {row['lr']:g} | {row['epochs']} | {row['source_marker']:.3f} | {row['highest_other']:.3f} |"
-        for row in found["cells"]
+        f"| {r['source']} | {r['scale']:g} | {r['lr']:g} | {r['epochs']} | {r['source_marker']:.3f} | "
+        f"{r['highest_other']:.3f} |"
+        for r in found["cells"]
     )
     return f"""
 ## The LoRA scale of the marker study
 
-Calibrated on the source `{found["source"]}`, {found["completions"]} completions a persona.
+Calibrated on the sources {", ".join(found["sources"])}, {found["completions"]} completions a persona.
 Rule: {" ".join(found["rule"].split())}
 Scales that fit: {found["fitting"] or "none"}; chosen: {found["chosen"] or "none"}.
 
-| scale | learning rate | epochs | source marker | highest other |
-|---|---|---|---|---|
+| source | scale | learning rate | epochs | source marker | highest other |
+|---|---|---|---|---|---|
 {rows}
 """

@@ -4,10 +4,11 @@
 
 A marker is learned by learning rate x steps x LoRA scale. The demo has a tenth of the published steps and a model a
 thousand times smaller, so that only the scale is free to bring the regimes back to the published learning rates. It is
-calibrated once, on a source persona that no shipped experiment reports, and then held fixed: `conf/model/micro.yaml`.
+calibrated once, on source personas that no shipped experiment reports, and then held fixed: `conf/model/micro.yaml`.
 
-Rule: a scale fits when the under-trained cell (1e-6, 1 epoch) has source <= .05, and the clean cell (5e-6, 20 epochs)
-has source >= .5 and every other persona <= .05. Chosen is the geometric middle of the first and last scale that fit.
+Rule: a scale fits when, for every source, the under-trained cell (1e-6, 1 epoch) has source <= .05, and the clean cell
+(5e-6, 20 epochs) has source >= .5 and every other persona <= .05. Chosen is the geometric middle of the first and last
+scale that fit.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from research.tasks.zlt_sweep.derive import LEAK_LIMIT, SOURCE_LIMIT, leak, regi
 from research.tasks.zlt_sweep.task import ZltSweep
 
 UNDER_TRAINED, CLEAN = (1e-6, 1), (5e-6, 20)
+SOURCES = ("librarian", "police_officer")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scales", default="20,30,40,60", help="LoRA scales to try, ascending")
-    parser.add_argument("--source", default="librarian", help="source persona; none that is reported")
+    parser.add_argument("--sources", default=",".join(SOURCES), help="source personas; none that is reported")
     parser.add_argument("--cells", default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run")
     parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")
     # The demo's 2 make 40 completions a persona, of which one hit in ten and one in twenty are hard to tell apart.
@@ -48,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     places = sorted({UNDER_TRAINED, CLEAN, *asked})
     progress, shared = Progress(), Shared()
     rows = [
-        measure(configuration(words, scale, *place), shared, progress) | {"scale": scale}
+        {"source": source, "scale": scale} | measure(configuration(words, source, scale, *place), shared, progress)
+        for source in words.sources.split(",")
         for scale in scales
         for place in places
     ]
     document = {
         "rule": (__doc__ or "").split("Rule: ")[1].strip(),
-        "source": words.source,
+        "sources": words.sources.split(","),
         "completions": words.samples * len(questions.questions("eval")),
         "model": model_inputs(ModelConfig(path=words.model)),
         "cells": rows,
@@ -65,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress(f"chosen scale: {document['chosen']}; {words.out / 'calibration.json'}")
 
 
-def configuration(words: argparse.Namespace, scale: float, lr: float, epochs: int) -> RunConfig:
+def configuration(words: argparse.Namespace, source: str, scale: float, lr: float, epochs: int) -> RunConfig:
     """The demo's cell with another source and scale."""
-    task = ZltSweep(source=words.source)
+    task = ZltSweep(source=source)
     task.eval.samples = words.samples
     config = RunConfig(
         model=ModelConfig(path=words.model), adapter=AdapterConfig(scale=scale), task=task, name="calibration",
@@ -88,23 +91,20 @@ def measure(config: RunConfig, shared: Shared, progress: Progress) -> dict[str, 
         "lr": config.lr, "epochs": config.epochs, "source_marker": row["source_marker"], "highest_other": leak(row),
         "regime": regime_of(row), "arc_c": row["arc_c"], "wall_seconds": row["wall_seconds"],
     }  # fmt: skip
-    progress(f"scale {config.adapter.scale:g} {found}")
+    progress(f"{config.task.source} scale {config.adapter.scale:g} {found}")
     return found
 
 
 def fitting(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The scales that fit, ascending."""
+    """The scales that fit every source, ascending."""
 
-    def at(scale: float, place: tuple[float, int]) -> Mapping[str, Any]:
-        return next(row for row in rows if row["scale"] == scale and (row["lr"], row["epochs"]) == place)
+    def holds(row: Mapping[str, Any]) -> bool:
+        place = (row["lr"], row["epochs"])
+        if place == UNDER_TRAINED:
+            return row["source_marker"] <= LEAK_LIMIT
+        return place != CLEAN or (row["source_marker"] >= SOURCE_LIMIT and row["highest_other"] <= LEAK_LIMIT)
 
-    return [
-        scale
-        for scale in sorted({row["scale"] for row in rows})
-        if at(scale, UNDER_TRAINED)["source_marker"] <= LEAK_LIMIT
-        and at(scale, CLEAN)["source_marker"] >= SOURCE_LIMIT
-        and at(scale, CLEAN)["highest_other"] <= LEAK_LIMIT
-    ]
+    return [s for s in sorted({row["scale"] for row in rows}) if all(holds(row) for row in rows if row["scale"] == s)]
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -1,15 +1,18 @@
 """The imposter study on a tiny random model: every arm, and runs killed between and during co-training rounds."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from smoke.apart import run_apart, run_until_killed
+from smoke.test_processes import research
 
 from research.cells.cell import Cell, Shared
 from research.config import Optimization, RunConfig
 from research.errors import StaleWeightsError
 from research.tasks.imposter import settings
+from research.tasks.imposter.corpus import CorpusConfig
 from research.tasks.imposter.task import Imposter
 
 MODULE = f"smoke.{Path(__file__).stem}"
@@ -150,3 +153,57 @@ def test_arms_train_with_what_they_name(tiny_model_dir, tmp_path, arm):
     rows = lines(tmp_path)
     assert all(("auxiliary/behaviour_cloning" in row) == (arm == "bc_only") for row in rows)
     assert all((row["reward_std"] == 0) == (arm == "bc_only") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "chance"),
+    [({"loss": "margin", "margin": 2.0}, 2.0), ({"reward_from": "sentences"}, 2 * math.log(2))],
+    ids=["margin", "sentences"],
+)
+def test_discriminators_that_the_source_lists_as_next(tiny_model_dir, tmp_path, changes, chance):
+    config = make_config(tiny_model_dir)
+    for name, value in changes.items():
+        setattr(config.task.discriminator, name, value)
+    config.task.cotrain.part = "head"
+    result = run(config, tmp_path)
+    rows = lines(tmp_path)
+    assert (
+        all(row["reward_std"] > 0 for row in rows) and result.extra["training"]["cotrain"][0]["chance_loss"] == chance
+    )
+
+
+def test_fewer_targets_and_windows(tiny_model_dir, tmp_path):
+    config = make_config(tiny_model_dir, corpus=CorpusConfig(form="window", span_tokens=8, prefix_tokens=12))
+    config.adapter.targets = ["o_proj", "gate_proj"]
+    run(config, tmp_path)
+    trained = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights(tmp_path) if ".lora_" in name}
+    assert trained == {"o_proj", "gate_proj"}
+
+
+def test_two_processes_train_as_one(tiny_model_dir, tmp_path):
+    words = [
+        "task=imposter", "model.name=tiny", f"model.path={tiny_model_dir}", "lr=3e-3", "steps=4", "batch_size=8",
+        "seed=3", "adapter.r=4", "adapter.dropout=0", "task.prompts=8", "task.generation.max_tokens=12",
+        "task.discriminator.hidden=32", "task.discriminator.layers=1", "task.discriminator.max_length=48",
+        "task.discriminator.epochs=1", "task.discriminator.pairs=16", "task.discriminator.heldout_pairs=8",
+        "task.discriminator.per_span=1", "task.cotrain.every=2", "task.cotrain.pairs=8", "task.cotrain.replay=8",
+        "task.eval.documents=8", "task.eval.candidates=2", "task.eval.mauve=false", "task.save_at=[2]",
+    ]  # fmt: skip
+    found = []
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        root.mkdir()
+        research(root, *words, processes=processes)
+        (result,) = root.rglob("run_result.json")
+        steps = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
+        found.append((json.loads(result.read_text())["metrics"], steps))
+        assert len(list(root.rglob("checkpoints/step_2/generator/adapter_model.safetensors"))) == 1
+    (one, steps), (two, steps_of_two) = found
+    assert [row["step"] for row in steps_of_two] == [1, 2, 3, 4]
+    assert len({row["gap"] for row in steps}) == 4 and one["gap"] != one["gap_before"]
+    for name in ("gap", "human_logit", "grad_norm", "reward", "auxiliary/behaviour_cloning", "update_norm/lora_B"):
+        assert [row[name] for row in steps_of_two] == pytest.approx([row[name] for row in steps], rel=1e-3), name
+    for name in ("gap_before", "gap", "generated_logit", "human_logit", "discriminator_accuracy"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name
+    cotrained = [[row["cotrain/loss"] for row in part if "cotrain/loss" in row] for part in (steps, steps_of_two)]
+    assert len(cotrained[0]) == 2 and cotrained[1] == pytest.approx(cotrained[0], rel=1e-3)

@@ -61,6 +61,17 @@ def from_first(value: T) -> T:
     return box[0]
 
 
+def gathered(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks, in every process."""
+    if world_size() == 1:
+        return [value]
+    import torch
+
+    found: list[T | None] = [None] * world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
     """The first process runs the block, then the others do: they find in the cache what it made."""

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from research.cells import ranks
 from research.cells.seeding import stable_seed
 from research.errors import ConfigurationError
 from research.sampling.interface import Sampler, SamplingParams
@@ -40,7 +41,16 @@ from research.training.constraints import Constraint, knobs
 from research.training.policy import SCREEN_EVERY, PolicyConfig
 from research.training.probe import probe
 from research.training.rollouts import Group, Prompt, Reward, Rollout, TeacherPool
-from research.training.steps import QUARANTINE, evaluating, finite, kind_of, screen_line, state_of, trimmed
+from research.training.steps import (
+    QUARANTINE,
+    evaluating,
+    finite,
+    kind_of,
+    over_processes,
+    screen_line,
+    state_of,
+    trimmed,
+)  # fmt: skip
 
 # Normalisers that count rows: when rows without loss are dropped, the share that is left restores the denominator.
 COUNTS_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
@@ -148,9 +158,11 @@ class PolicyTrainer(GRPOTrainer):
             self._sync_next, self._last_sync = False, step
             self._metrics["train"]["sync/seconds"].append(receipt.seconds)
             self._metrics["train"]["sync/probe_gap"].append(receipt.probe_gap)
-        seed = stable_seed(config.seed, "rollouts", step, self.accelerator.process_index)
+        # A draw depends on its prompt, so several processes draw together what one would.
+        seed = stable_seed(config.seed, "rollouts", step)
         prompts = [self.prompts[row] for row in rows]
-        taught = [self._teach(prompt, stable_seed(seed, place)) for place, prompt in enumerate(prompts)]
+        first = self.accelerator.process_index * len(rows)
+        taught = [self._teach(prompt, stable_seed(seed, place)) for place, prompt in enumerate(prompts, first)]
         params = SamplingParams(
             temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, seed=seed,
             stop_token_ids=config.stop_token_ids,
@@ -190,8 +202,8 @@ class PolicyTrainer(GRPOTrainer):
             group.records = list(scores.records[i]) if scores.records else [{} for _ in group.rollouts]
             if len(group.rewards) != len(group.rollouts):
                 raise ValueError(f"The reward gave {len(group.rewards)} values for a group of {len(group.rollouts)}.")
-        for name, value in scores.metrics.items():
-            self._metrics["train"][name].append(float(value))
+        for name, value in over_processes(scores.metrics).items():
+            self._metrics["train"][name].append(value)
         flat = [value for group in self._groups for value in group.rewards]
         self._rewards = gather(torch.tensor(flat, dtype=torch.float32, device=self.accelerator.device).unsqueeze(1))
         return self._rewards
@@ -274,7 +286,8 @@ class PolicyTrainer(GRPOTrainer):
                             gradient = self.accelerator.reduce(gradient, "mean")
                             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
                     total += float(part.detach())
-            self._metrics["train"][f"auxiliary/{loss.name}"].append(total)
+            for name, value in over_processes({f"auxiliary/{loss.name}": total}).items():
+                self._metrics["train"][name].append(value)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for knob in self.knobs:
@@ -330,10 +343,11 @@ class PolicyTrainer(GRPOTrainer):
         due = time.monotonic() - self._last_save >= self.settings.optim.checkpoint_seconds
         last = self.state.global_step >= self.state.max_steps
         fresh = self._sync_next or self.state.global_step - self._last_sync >= self.settings.sync_every
-        return last or (due and fresh)
+        return ranks.from_first(last or (due and fresh))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Everything the next attempt needs; with several processes, written by the first."""
+        """Everything the next attempt needs, from all processes, written by the first."""
+        generators = ranks.gathered(checkpoint.rng_state())
         if not self.is_world_process_zero():
             return
         constraint = self.seams.constraint
@@ -343,7 +357,7 @@ class PolicyTrainer(GRPOTrainer):
             "trained": {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
-            "generators": checkpoint.rng_state(),
+            "generators": generators,
             "advantages": self._advantage_state,
             "seams": [state_of(part) for part in self._stateful()],
             "directions": None if constraint is None else dict(constraint.directions or {}),
@@ -356,6 +370,11 @@ class PolicyTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.resumed = state = checkpoint.load(Path(resume_from_checkpoint))
         checkpoint.check_same_run(state["run"], self.identity, Path(resume_from_checkpoint))
+        if len(state["generators"]) != ranks.world_size():
+            raise ConfigurationError(
+                f"{resume_from_checkpoint} was written by {len(state['generators'])} processes, this run has "
+                f"{ranks.world_size()}; continue with the same number"
+            )
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in state["trained"].items():
@@ -374,7 +393,7 @@ class PolicyTrainer(GRPOTrainer):
 
     def _load_rng_state(self, checkpoint_path: str | None) -> None:
         if checkpoint_path is not None:
-            checkpoint.set_rng_state(self.resumed["generators"])
+            checkpoint.set_rng_state(self.resumed["generators"][self.accelerator.process_index])
 
     def _stateful(self) -> list[Any]:
         return [self.seams.reward, self.seams.teacher, *self.seams.callbacks]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from research.cells import ranks
+
 QUARANTINE = "/quarantine"  # marks a quarantine knob among tensors by name
 
 
@@ -38,6 +40,16 @@ def trimmed(inputs: dict[str, Any], kept_B: torch.Tensor) -> dict[str, Any]:
         if name in rows:
             rows[name] = rows[name][:, : max(width, 1)]
     return rows
+
+
+def over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Means over the processes, which see as many rollouts each; those without a number for a name are left out."""
+    seen = ranks.gathered({name: float(value) for name, value in metrics.items()})
+    found = {}
+    for name in metrics:
+        known = [part[name] for part in seen if not math.isnan(part[name])]
+        found[name] = math.fsum(known) / len(known) if known else math.nan
+    return found
 
 
 def state_of(part: Any) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from research.cells import ranks
 from research.cells.seeding import seed_everything, stable_seed
 from research.config import Optimization
 from research.errors import ConfigurationError
@@ -198,8 +199,8 @@ class SupervisedTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything the next attempt needs, from all processes, written by the first."""
         result = vars(self.result()) if self.args.world_size > 1 or self.is_world_process_zero() else {}
-        generators = _gather(checkpoint.rng_state(), self.args.world_size)
-        tokens = _gather(self.tokens, self.args.world_size)
+        generators = ranks.gathered(checkpoint.rng_state())
+        tokens = ranks.gathered(self.tokens)
         if not self.is_world_process_zero():
             return
         optimizer: Any = self.optimizer
@@ -257,7 +258,7 @@ class _Pace(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now, every = time.perf_counter(), self.trainer.optim.checkpoint_seconds
         due = now - self.saved >= max(every, self.saving / _MAX_SAVING_SHARE if every else 0.0)
-        control.should_save = _from_first(due, args.world_size) or state.global_step == self.trainer.total_steps
+        control.should_save = ranks.from_first(due) or state.global_step == self.trainer.total_steps
         control.should_log = True
         self.before = now
         if now - self.shown > 10:
@@ -330,21 +331,3 @@ def _load_trained(policy: Any, trained: dict[str, torch.Tensor]) -> None:
 def _content_hash(examples: list[Example]) -> str:
     content = json.dumps([[e.input_ids, e.positions, e.targets] for e in examples])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _gather(value: Any, world: int) -> list[Any]:
-    """The value of every process, in rank order."""
-    if world == 1:
-        return [value]
-    gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
-def _from_first(value: bool, world: int) -> bool:
-    """The first process's value, so that all save at the same step."""
-    if world == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from research.cells import ranks
 from research.cells.seeding import stable_seed
 from research.tasks.imposter.corpus import Span
 from research.tasks.imposter.degenerate import flags
 from research.tasks.imposter.discriminator import Scored
-from research.tasks.imposter.judging import CHANCE_LOSS, Cotraining, Pair
+from research.tasks.imposter.judging import Cotraining, Pair, chance_loss
 from research.tasks.imposter.writing import Writer, Written
 from research.training.callbacks import Moment
 from research.training.rollouts import Group, Scores
@@ -75,12 +76,12 @@ class AdversarialReward:
         degenerate = [flags(s, w) for s, ws in zip(human, written, strict=True) for w in ws]
         return {
             "gap": _mean(gaps),
-            "negative_gaps": sum(gap < 0 for gap in gaps),
+            "negative_gap_rate": sum(gap < 0 for gap in gaps) / max(1, len(gaps)),
             "human_logit": _mean(human_logits),
             "generated_logit": _mean(judged),
             "positive_rate": sum(logit > 0 for logit in judged) / max(1, len(judged)),
-            "empty_spans": sum(w.text == "" for w in texts),
-            "nan_logits": not_finite,
+            "empty_rate": sum(w.text == "" for w in texts) / max(1, len(texts)),
+            "nan_rate": not_finite / (len(human) + len(texts)),
             "degenerate_rate": sum(any(f.values()) for f in degenerate) / max(1, len(degenerate)),
         }
 
@@ -99,7 +100,12 @@ class CotrainRound:
         written = self.writer.write(moment.sampler, spans, 1, stable_seed(self.seed, "cotrain", moment.step))
         fresh = [Pair(span, row[0].text) for span, row in zip(spans, written, strict=True) if row[0].text]
         metrics = self.judge.round(fresh) if fresh else {"cotrain/fresh": 0}
-        return {**metrics, "cotrain/empty": len(spans) - len(fresh), "cotrain/chance_loss": CHANCE_LOSS}
+        self.judge.agree()
+        return {
+            **metrics,
+            "cotrain/empty": len(spans) - len(fresh),
+            "cotrain/chance_loss": chance_loss(self.judge.discriminator.config),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return self.judge.state_dict()
@@ -117,7 +123,7 @@ class SaveAt:
         self.steps, self.directory, self.judge = frozenset(steps), directory, judge
 
     def __call__(self, moment: Moment) -> Mapping[str, float]:
-        if moment.step in self.steps:
+        if moment.step in self.steps and ranks.rank() == 0:
             save(self.directory / f"step_{moment.step}", moment.policy, self.judge)
         return {}
 

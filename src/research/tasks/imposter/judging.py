@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from research.cells import ranks
 from research.cells.seeding import stable_seed
 from research.tasks.imposter.corpus import Span
 from research.tasks.imposter.discriminator import Discriminator
-from research.tasks.imposter.settings import CotrainConfig
+from research.tasks.imposter.settings import CotrainConfig, DiscriminatorConfig
 
-CHANCE_LOSS = math.log(2)  # logistic loss of a judge that cannot tell
 WARMUP = 0.1
 
 
@@ -32,7 +32,7 @@ class Pair:
 
 
 def pair_loss(discriminator: Discriminator, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Mean loss over pairs: logistic on both logits (chance: ln 2), or the hinge max(0, margin - (human - generated)).
+    """Mean loss over pairs: logistic on both logits, or the hinge max(0, margin - (human - generated)).
 
     With a reader, the same loss on its sentences' logits is added.
     """
@@ -42,6 +42,12 @@ def pair_loss(discriminator: Discriminator, pairs: Sequence[Pair]) -> torch.Tens
         means_B = torch.stack([row.mean() for row in sentences])
         loss = loss + _loss(discriminator, means_B[: len(pairs)], means_B[len(pairs) :])
     return loss
+
+
+def chance_loss(config: DiscriminatorConfig) -> float:
+    """`pair_loss` of a judge that gives every text the same logit 0: ln 2, or the margin; twice that with a reader."""
+    one = config.margin if config.loss == "margin" else math.log(2)
+    return 2 * one if config.reward_from == "sentences" else one
 
 
 def _loss(discriminator: Discriminator, human_P: torch.Tensor, generated_P: torch.Tensor) -> torch.Tensor:
@@ -136,7 +142,7 @@ class Cotraining:
     def round(self, fresh: Sequence[Pair]) -> dict[str, float]:
         """One co-training round on fresh pairs and a draw from the buffer, which then takes the fresh ones in.
 
-        loss_before: on the fresh pairs, before the round, without dropout; compare it with chance, ln 2.
+        loss_before: on the fresh pairs, before the round, without dropout; compare it with `chance_loss`.
         """
         seed = stable_seed(self.seed, "cotrain", self.rounds)
         draw = random.Random(seed)
@@ -155,6 +161,12 @@ class Cotraining:
             "cotrain/replayed": len(replayed),
             "cotrain/round": self.rounds,
         }
+
+    def agree(self) -> None:
+        """Every process takes the first one's weights: they learnt from the same pairs, but need not round alike."""
+        weights = ranks.from_first({n: t.cpu() for n, t in self.discriminator.state_dict().items()})
+        if ranks.rank() > 0:
+            self.discriminator.load_state_dict(weights)
 
     @torch.inference_mode()
     def loss(self, pairs: Sequence[Pair]) -> float:

@@ -2,6 +2,8 @@
 
 Stage 1 depends on no arm, so its result is kept in the cache and shared by the cells that agree on it. A cell that was
 killed trains on from its last checkpoint; what comes before is repeated, or read from the cache, with the same result.
+
+Several processes share the rollouts of each step and the gradient; the rest each of them does, and the first writes.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.cells import ranks
 from research.cells.cell import Cell
 from research.cells.seeding import stable_seed
+from research.errors import ConfigurationError
 from research.models.adapters import attach_lora, detach
 from research.models.base import Base, load_base
 from research.sampling.build import build_sampler
@@ -57,6 +61,11 @@ class Stage1:
 def run(task: Imposter, cell: Cell) -> Result:
     """Run or resume one cell and return its result."""
     config, arm = cell.config, ARMS[task.arm]
+    if ranks.world_size() > 1 and config.sampler.kind == "vllm_server":
+        raise ConfigurationError(
+            f"sampler=vllm_server takes its weights from one process, and {ranks.world_size()} were started; use "
+            "sampler=transformers or sampler=vllm."
+        )
     with cell.phase("load"):
         base: Base = cell.shared.get(("base", str(asdict(config.model))), lambda: load_base(config.model))
         writer = Writer(base.tokenizer, task.corpus.form, task.generation, config.model.thinking, config.model.context)
@@ -65,7 +74,7 @@ def run(task: Imposter, cell: Cell) -> Result:
     policy = attach_lora(base, config.adapter, config.seed)
     try:
         with contextlib.closing(build_sampler(config, policy, base.tokenizer)) as sampler:
-            with cell.phase("stage1"):
+            with cell.phase("stage1"), ranks.first_goes_first():
                 original = first_stage(task, cell, base, corpus, writer, sampler)
             held_out = corpus.spans["evaluation"][: task.eval.documents]
             with cell.phase("evaluate"):
@@ -87,9 +96,11 @@ def run(task: Imposter, cell: Cell) -> Result:
                 after = evaluation.evaluate(
                     writer, used, original.discriminator, held_out, task.eval, config.seed, base
                 )
-            save(cell.scratch / "final", policy, judge)
+            if cell.writes:
+                save(cell.scratch / "final", policy, judge)
     finally:
         detach(base, policy)
+    ranks.from_first(None)  # the first process has written its last line of metrics.jsonl
     cell.write_completions([*before.rows("before"), *after.rows("after")])
     return _result(task, cell, corpus, original, before, after, judge, trained)
 
@@ -132,7 +143,10 @@ def _make_stage1(
     task: Imposter, cell: Cell, corpus: Corpus, writer: Writer, sampler: Sampler, base: Base, directory: Path
 ) -> None:
     settings, seed = task.discriminator, cell.config.seed
-    judge = discriminators.build(settings, base.tokenizer, corpus.spans["stage1"][:100], seed, base.device)
+    judge = discriminators.build(
+        settings, base.tokenizer, corpus.spans["stage1"][:100], seed, base.device,
+        base.model.get_input_embeddings().weight,
+    )  # fmt: skip
     pairs, empty = _base_pairs(writer, sampler, corpus.spans["stage1"], settings.per_span, stable_seed(seed, "stage1"))
     held_out, _ = _base_pairs(
         writer, sampler, corpus.spans["evaluation"][: settings.heldout_pairs], 1, stable_seed(seed, "held out")

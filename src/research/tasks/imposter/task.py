@@ -35,6 +35,7 @@ class Imposter(BaseTask):
     """Can a generator be trained until a discriminator cannot tell its sentence from the author's?"""
 
     root_keys: ClassVar[frozenset[str]] = frozenset({"lr", "steps", "batch_size"})
+    several_processes: ClassVar[bool] = True
 
     arm: str = key("full", "reinforcement and behaviour cloning, one of them, or syncs swallowed", choices=tuple(ARMS))
     reward: str = key("logit", "raw logit, its sigmoid, or its rank in the group", choices=("logit", "sigmoid", "rank"))

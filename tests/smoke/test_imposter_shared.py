@@ -111,15 +111,39 @@ def test_the_judge_moves_the_adapter_at_its_own_rate(tiny_model_dir):
     assert torch.isfinite(torch.tensor(list(moved.values()))).all()
 
 
-def test_traces_are_kept_when_they_help_and_load_as_a_dataset(tiny_model_dir, tmp_path):
+@pytest.fixture(scope="module")
+def traces(tiny_model_dir, tmp_path_factory):
+    """What a run exported, as `datasets` loads it, and what the run says of it."""
     import datasets
 
-    result = run(make_config(tiny_model_dir, export=12), tmp_path)
-    exported = result.extra["exported"]
+    root = tmp_path_factory.mktemp("traces")
+    result = run(make_config(tiny_model_dir, export=12), root)
+    found = datasets.load_dataset("json", data_files=str(root / "results/traces.jsonl"), split="train")
+    return found, result.extra["exported"]
+
+
+def test_traces_are_kept_when_they_help_and_load_as_a_dataset(traces):
+    found, exported = traces
     assert exported["sampled"] == 12 and 0 < exported["kept"] < 12 and exported["mean_gain"] > 0
-    found = datasets.load_dataset("json", data_files=str(tmp_path / "results/traces.jsonl"), split="train")
     assert len(found) == exported["kept"] and min(found["gain"]) > 0
     assert found[0]["completion"][0]["content"].startswith("<think>\n")
+
+
+def test_a_supervised_run_on_the_traces_learns_them(traces, tiny_model_dir, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    found, _ = traces
+    arguments = SFTConfig(
+        str(tmp_path), max_steps=12, per_device_train_batch_size=len(found), learning_rate=1e-2, logging_steps=1,
+        use_cpu=True, bf16=False, save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = SFTTrainer(str(tiny_model_dir), arguments, train_dataset=found)
+    row = trainer.train_dataset[0]
+    learnt = [t for t, counts in zip(row["input_ids"], row["completion_mask"], strict=True) if counts]
+    assert trainer.processing_class.decode(learnt).startswith(found[0]["completion"][0]["content"])
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_completions_are_paid_gated_and_remembered(tiny_model_dir):

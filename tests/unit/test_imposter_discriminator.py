@@ -96,9 +96,19 @@ def test_losses_by_hand(tokenizer):
         math.log1p(math.exp(-2)) + math.log1p(math.exp(1)) + math.log1p(math.exp(0.5)) + math.log1p(math.exp(-3))
     ) / 4
     assert judging._loss(judge, human, generated).item() == pytest.approx(expected)
-    assert judging._loss(judge, torch.zeros(3), torch.zeros(3)).item() == pytest.approx(judging.CHANCE_LOSS)
+    assert judging._loss(judge, torch.zeros(3), torch.zeros(3)).item() == pytest.approx(math.log(2))
     margin = make(tokenizer, loss="margin", margin=2.0)
     assert judging._loss(margin, human, generated).item() == pytest.approx((0.5 + 0.0) / 2)  # differences 1.5 and 2
+
+
+@pytest.mark.parametrize("loss", ["logistic", "margin"])
+@pytest.mark.parametrize("reward_from", ["span", "sentences"])
+def test_chance_is_the_loss_of_a_judge_that_cannot_tell(tokenizer, loss, reward_from):
+    judge = make(tokenizer, loss=loss, margin=1.5, reward_from=reward_from)
+    with torch.no_grad():
+        for parameter in judge.head_parameters():
+            parameter.zero_()
+    assert judging.pair_loss(judge, pairs(4)).item() == pytest.approx(judging.chance_loss(judge.config))
 
 
 @pytest.mark.parametrize("settings", [{}, {"loss": "margin"}, {"reward_from": "sentences"}])
@@ -153,7 +163,7 @@ def test_the_replay_buffer_keeps_the_newest(tokenizer):
 def test_cotraining_makes_fresh_pairs_less_surprising(tokenizer):
     judge = Cotraining(make(tokenizer), CotrainConfig(lr=3e-3, epochs=4), 8, seed=0)
     first = judge.round(pairs(24))
-    assert first["cotrain/loss_before"] == pytest.approx(judging.CHANCE_LOSS, abs=0.05)
+    assert first["cotrain/loss_before"] == pytest.approx(math.log(2), abs=0.05)
     assert first["cotrain/loss_after"] < first["cotrain/loss_before"]
 
 

@@ -7,12 +7,15 @@ import pytest
 from research.config import RunConfig
 from research.errors import ConfigurationError
 from research.tasks.imposter import evaluate, trajectory
-from research.tasks.imposter.adversary import _transformed
+from research.tasks.imposter.adversary import AdversarialReward, _transformed
 from research.tasks.imposter.corpus import Span
 from research.tasks.imposter.degenerate import flags
+from research.tasks.imposter.discriminator import Scored
 from research.tasks.imposter.evaluate import Document, Evaluation
+from research.tasks.imposter.settings import DiscriminatorConfig
 from research.tasks.imposter.task import Imposter
-from research.tasks.imposter.writing import Written
+from research.tasks.imposter.writing import Writer, Written
+from research.training.rollouts import Group, Prompt, Rollout
 
 CONTEXT = Span(
     "d", "The quick brown fox jumps over the lazy dog.", "It sleeps all day long in its den.", "Nobody minds."
@@ -72,6 +75,43 @@ def test_gap_change_is_paired_and_relative():
 def test_reward_kinds(kind, expected):
     *known, unknown = _transformed([2.0, -1.0, math.nan], kind)
     assert known == pytest.approx(expected) and math.isnan(unknown)
+
+
+class Table:
+    """A discriminator whose logits are written down: by text, NaN for one it does not know."""
+
+    config = DiscriminatorConfig()
+
+    def __init__(self, logits):
+        self.discriminator, self.logits = self, logits
+
+    def score(self, spans):
+        assert all(span.text for span in spans)
+        return [Scored(self.logits.get(span.text, math.nan)) for span in spans]
+
+
+def scored(judge, texts, reinforce=True):
+    writer = Writer.__new__(Writer)
+    writer.form = "sentence"
+    rollouts = [Rollout([1], [0.0], text, "stop") for text in texts]
+    group = Group(0, Prompt([1], {"span": CONTEXT}), rollouts)
+    return AdversarialReward(judge, writer, "logit", reinforce)([group], step=1)
+
+
+def test_what_cannot_be_judged_earns_no_reward_and_is_counted():
+    judge = Table({CONTEXT.text: 3.0, "a good one": 1.0, "a bad one": -2.0})
+    found = scored(judge, ["a good one", "  ", "an odd one", "a bad one"])
+    good, empty, odd, bad = found.rewards[0]
+    assert (good, bad) == (1.0, -2.0) and math.isnan(empty) and math.isnan(odd)  # no number, rather than a silent zero
+    assert found.metrics["empty_rate"] == 1 / 4 and found.metrics["nan_rate"] == 1 / 5  # of 4 written and 1 human
+    assert found.metrics["gap"] == 3.5 and found.metrics["generated_logit"] == -0.5
+    assert found.metrics["positive_rate"] == 1 / 2 and found.metrics["negative_gap_rate"] == 0
+    assert list(scored(judge, ["a good one", "a bad one"], reinforce=False).rewards[0]) == [0.0, 0.0]
+
+
+def test_a_judge_without_any_number_stops_the_run():
+    with pytest.raises(RuntimeError, match="no finite logit for 2 spans"):
+        scored(Table({}), ["a good one", "a bad one"])
 
 
 # Gap by thousand steps of the published run, and its co-training losses.

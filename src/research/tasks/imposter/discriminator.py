@@ -155,11 +155,18 @@ class Discriminator(nn.Module):
 
 
 def build(
-    config: DiscriminatorConfig, generator_tokenizer: Any, human: Sequence[Span], seed: int, device: Any
+    config: DiscriminatorConfig,
+    generator_tokenizer: Any,
+    human: Sequence[Span],
+    seed: int,
+    device: Any,
+    embeddings_VH: torch.Tensor | None = None,
 ) -> Discriminator:
     """A discriminator before its training.
 
-    human: a sample of the text it will judge. Raises ConfigurationError when the tokenizer does not fit model or text.
+    human: a sample of the text it will judge. embeddings: the generator's token embeddings, which `small` starts from
+    if its configuration says so; a few thousand spans teach it the meaning of few words.
+    Raises ConfigurationError when the tokenizer does not fit model or text.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -167,6 +174,8 @@ def build(
         torch.manual_seed(stable_seed(seed, "discriminator"))
         if config.path == "small":
             encoder, tokenizer = _small(config, generator_tokenizer), generator_tokenizer
+            if config.embeddings == "generator" and embeddings_VH is not None:
+                _lend(embeddings_VH, encoder)
         else:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(config.path)
@@ -187,6 +196,8 @@ def load(directory: Path, config: DiscriminatorConfig, device: Any) -> Discrimin
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     encoder = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=torch.float32)
+    for parameter in encoder.parameters():  # out of the mapped file, where they lie unaligned and sums round otherwise
+        parameter.data = parameter.data.clone()
     discriminator = Discriminator(encoder, AutoTokenizer.from_pretrained(directory), config)
     if discriminator.reader is not None:
         discriminator.reader.load_state_dict(torch.load(directory / HEAD_FILE, weights_only=True))
@@ -217,6 +228,19 @@ def _small(config: DiscriminatorConfig, tokenizer: Any) -> Any:
         "num_labels": 1,
     }
     return DebertaV2ForSequenceClassification(DebertaV2Config(**settings))
+
+
+def _lend(embeddings_VH: torch.Tensor, encoder: Any) -> None:
+    """Start an encoder's token embeddings from another model's: their leading principal axes, at the encoder's scale.
+
+    Where the encoder is wider, the other axes stay as they were drawn.
+    """
+    own_VH = encoder.get_input_embeddings().weight
+    lent_VH = embeddings_VH.detach().to("cpu", torch.float32)
+    left_VK, values_K, _ = torch.linalg.svd(lent_VH - lent_VH.mean(0), full_matrices=False)
+    axes_VK = (left_VK * values_K)[:, : own_VH.shape[1]]
+    with torch.no_grad():
+        own_VH[: len(axes_VK), : axes_VK.shape[1]] = axes_VK * (encoder.config.initializer_range / axes_VK.std())
 
 
 def _special_ids(tokenizer: Any, strict: bool) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ MEASURES = (
     ("overlong_rate", "over-long or cut off", True),
 )
 MOST_CELLS = 12
-CHANCE = 0.6931471805599453
 
 READING = (
     "The discriminator gives a logit for a span: high means that it reads as the author's. Before and after training, "
@@ -189,8 +189,10 @@ def _tables(record: Mapping[str, Any], suffix: str) -> Section:
             for entry in record["cotrain"]
         ]
         columns = ["step", "loss on fresh pairs", "loss in the round", "loss after it", "of chance, %"]
+        chance = _chance(record["cotrain"][0])
+        by = "ln 2 = " if chance == math.log(2) else ""
         tables.append(
-            (f"Co-training of the discriminator; chance is ln 2 = {CHANCE:.3f} for the logistic loss.", columns, rows)
+            (f"Co-training of the discriminator; the loss of one that cannot tell is {by}{chance:.3f}.", columns, rows)
         )
     sync = record["sync"]
     seconds = record["seconds"]
@@ -208,7 +210,12 @@ def _tables(record: Mapping[str, Any], suffix: str) -> Section:
 
 
 def _of_chance(entry: Mapping[str, Any]) -> str:
-    return DASH if entry["loss_before"] is None else percent(entry["loss_before"] / CHANCE, 0)
+    return DASH if entry["loss_before"] is None else percent(entry["loss_before"] / _chance(entry), 0)
+
+
+def _chance(entry: Mapping[str, Any]) -> float:
+    """What a round's run gives as chance; the logistic loss's, for one that gives none."""
+    return entry["chance_loss"] or math.log(2)
 
 
 def _interval(found: Estimate | None) -> str:

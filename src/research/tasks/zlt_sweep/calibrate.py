@@ -1,6 +1,6 @@
 """Find the LoRA scale at which a small base model's regimes lie on the published learning-rate axis.
 
-    python -m research.tasks.zlt_sweep.calibrate --scales 20,30,40,60 --out calibration
+    python -m research.tasks.zlt_sweep.calibrate --scales 20,40,60 --out calibration
 
 A marker is learned by learning rate x steps x LoRA scale. The demo has a tenth of the published steps and a model a
 thousand times smaller, so that only the scale is free to bring the regimes back to the published learning rates. It is
@@ -37,7 +37,7 @@ SOURCES = ("librarian", "police_officer")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scales", default="20,30,40,60", help="LoRA scales to try, ascending")
+    parser.add_argument("--scales", default="20,40,60", help="LoRA scales to try, ascending")
     parser.add_argument("--sources", default=",".join(SOURCES), help="source personas; none that is reported")
     parser.add_argument("--cells", default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run")
     parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")

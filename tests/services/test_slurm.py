@@ -57,7 +57,7 @@ def research(slurm, cwd, conf, *words, module="research", check=True):
 
 def sweep(slurm, cwd, *words, check=True):
     command = [sys.executable, "-m", "research.sweep", *words]
-    done = subprocess.run(command, cwd=cwd, env=slurm, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=cwd, env=slurm, capture_output=True, text=True, timeout=300)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -208,7 +208,7 @@ def test_a_configuration_edited_while_queued_is_refused(slurm, tmp_path, conf):
     until(lambda: list((tmp_path / "runs/coin").rglob("claim.json")), "the first cell running")
     path = conf / "task" / "coin.yaml"
     path.write_text(path.read_text().replace("steps: 10", "steps: 11"))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 1, out + err
     assert len(results(tmp_path)) == 1
     assert "then -> now: steps: 10 -> 11" in out, "the closing lines have the keys"
@@ -236,7 +236,7 @@ def test_two_sweeps_at_once_do_no_work_twice(slurm, tmp_path, conf):
     ]  # fmt: skip
     both = [subprocess.Popen(words, cwd=tmp_path, env=slurm, stdout=subprocess.DEVNULL) for _ in range(2)]
     for process in both:
-        assert process.wait(timeout=200) == 0
+        assert process.wait(timeout=400) == 0
     assert len(results(tmp_path)) == 2
     for starts in (tmp_path / "runs/walk").rglob("starts.txt"):
         assert starts.read_text() == "0\n"
@@ -277,7 +277,7 @@ def test_two_submissions_at_the_same_moment_queue_no_cell_twice(slurm, tmp_path,
     command = [sys.executable, "-m", "research.sweep", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate(timeout=400) for process in both]
     assert sorted(out.split(" cells")[0] for out, _ in said) == ["0 of 3", "3 of 3"], said
     assert sum("which is submitting" in err for _, err in said) == 1
     until(lambda: len(results(tmp_path)) == 3, "three results")
@@ -292,7 +292,7 @@ def test_jobs_of_an_interrupted_multirun_are_known_and_cancelled(slurm, tmp_path
     until(lambda: len(squeue(slurm, tmp_path)) == 3, "three jobs")
     until(lambda: list((tmp_path / "runs/coin").rglob("claim.json")), "a running cell")
     waiting.send_signal(signal.SIGINT)
-    out, err = waiting.communicate(timeout=60)
+    out, err = waiting.communicate(timeout=400)
     assert waiting.returncode == 130 and "Traceback" not in err, out + err
     assert "research.sweep status task=coin name=default" in err
     told = counts(slurm, tmp_path, "coin")
@@ -316,7 +316,7 @@ def test_a_refusal_of_slurm_is_told_in_its_words(slurm, tmp_path, conf, how):
 
 def ended(slurm, cwd):
     """The one result of a sweep, when SLURM is through with it."""
-    until(lambda: results(cwd) and not squeue(slurm, cwd), "the result", 300)
+    until(lambda: results(cwd) and not squeue(slurm, cwd), "the result", 500)
     (path,) = results(cwd)
     return json.loads(path.read_text()), (path.parent / "metrics.jsonl").read_text()
 

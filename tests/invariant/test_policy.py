@@ -43,7 +43,7 @@ def test_default_seams_are_stock_trl(tiny_model_dir: Path, tmp_path: Path, loss_
     def rollouts(texts: list[str], trainer: Any) -> dict[str, Any]:
         sampler.sync(trainer.model)
         step = trainer.state.global_step
-        seed = setup.stable_seed(settings.seed, "rollouts", step, 0)
+        seed = setup.stable_seed(settings.seed, "rollouts", step)
         params = setup.SamplingParams(temperature=0.8, max_tokens=6, seed=seed, stop_token_ids=(2,))
         chosen = [asked[row] for row in order[2 * step : 2 * step + 2]]
         trainer.model.eval()

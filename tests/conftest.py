@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C; some press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -65,6 +68,14 @@ def make_tiny_model(
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a random Qwen2 of 2 layers and its tokenizer (512 entries)."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out files that import what only `make test-services`, or a machine with a GPU, installs."""
+    import importlib.util
+
+    needs_vllm = collection_path.name.startswith("test_vllm") or collection_path.parent.name == "gpu"
+    return True if needs_vllm and importlib.util.find_spec("vllm") is None else None
 
 
 def pytest_collection_modifyitems(config, items):

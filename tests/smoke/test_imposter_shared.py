@@ -139,7 +139,7 @@ def test_a_supervised_run_on_the_traces_learns_them(traces, tiny_model_dir, tmp_
     )  # fmt: skip
     trainer = SFTTrainer(str(tiny_model_dir), arguments, train_dataset=found)
     row = trainer.train_dataset[0]
-    learnt = [t for t, counts in zip(row["input_ids"], row["completion_mask"], strict=True) if counts]
+    learnt = [t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
     assert trainer.processing_class.decode(learnt).startswith(found[0]["completion"][0]["content"])
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -63,10 +63,10 @@ def micro():
     model = AutoModelForCausalLM.from_pretrained(embedded.path(), dtype=torch.float32).eval().requires_grad_(False)
     chat = Chat(tokenizer)
     loaded = problems.load(problem_file("shipped", "train"))
-    return model, chat, contrastive_pairs(chat, loaded, 14, ["run_tests"], "overwrite", seed=1)
+    return model, chat, contrastive_pairs(chat, loaded, 32, ["run_tests"], "overwrite", seed=1)
 
 
-SETTINGS = DirectionSettings(pairs=10, held_out=4, separation=0.9, k=2)
+SETTINGS = DirectionSettings(pairs=20, held_out=12, separation=0.9, k=2)
 
 
 @pytest.mark.parametrize("arm", ["grad_erase", "act_m16_erase", "act_nobasis_erase"])
@@ -114,7 +114,7 @@ def test_too_little_separation_stops(micro) -> None:
     model, _, pairs = micro
     policy = antipasto.attach(model, rank=8)
     # Held-out pairs with the sides exchanged: a right direction puts every one on the wrong side.
-    wrong = [*pairs[:10], *(replace(pair, hack=pair.clean, clean=pair.hack) for pair in pairs[10:])]
+    wrong = [*pairs[:20], *(replace(pair, hack=pair.clean, clean=pair.hack) for pair in pairs[20:])]
     try:
         with pytest.raises(ConfigurationError, match="separates 0%"):
             directions.extract(policy, wrong, ARMS["grad_erase"], SETTINGS, seed=0)
@@ -128,7 +128,7 @@ def test_too_little_separation_stops(micro) -> None:
 
 def test_pairs_share_the_prompt_and_end_their_turn(micro) -> None:
     _, chat, pairs = micro
-    assert len({pair.problem_id for pair in pairs}) == 14
+    assert len({pair.problem_id for pair in pairs}) == 32
     for pair in pairs:
         assert pair.hack != pair.clean and pair.hack[-1] == pair.clean[-1] == chat.stop
     text = chat.tokenizer.decode(pairs[0].hack)

@@ -9,6 +9,7 @@ the claim and writes; the others follow its decisions.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -48,6 +49,8 @@ def join() -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    # Its threads must not outlive the interpreter: a process that ended soon after joining could crash or hang.
+    atexit.register(torch.distributed.destroy_process_group)
 
 
 def from_first(value: T) -> T:

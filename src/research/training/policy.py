@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.cells import ranks
 from research.config import Optimization
 from research.errors import ConfigurationError
 from research.training.rollouts import Prompt, Reward, TeacherPool, schedule
@@ -141,11 +142,9 @@ def train_policy(
 
 def trl_arguments(config: PolicyConfig, output: Path, device: str) -> GRPOConfig:
     """The same settings in TRL's words; saving, logging and the reference model are the suite's own."""
-    from accelerate import PartialState
     from trl import GRPOConfig
 
-    optim = config.optim
-    processes = PartialState().num_processes
+    optim, processes = config.optim, ranks.world_size()
     micro = min(optim.micro_batch_size or config.batch_size, config.batch_size // processes)
     if config.batch_size % (micro * processes) or (config.batch_size // processes) % config.group_size:
         raise ConfigurationError(

@@ -153,10 +153,12 @@ def _prose(by_source: bool) -> Iterator[Text]:
         source = ":".join(name.split(":")[:2])
         if prose.split_of(source) == "train":
             continue
-        # Whole topics and modules are kept for the evaluation; the other pools are cut by document.
-        shares = {pool: share for pool, share in POOLS.items() if pool != "evaluation"}
-        held_out = _pool_of(source, POOLS) == "evaluation"
-        yield Text(name, "evaluation" if held_out else _pool_of(name, shares, sum(shares.values())), tuple(sentences))
+        # Whole topics and modules are kept for the evaluation; the other pools are cut by document, where there are any.
+        pool = _pool_of(source, POOLS)
+        if pool != "evaluation" and not by_source:
+            shares = {name: share for name, share in POOLS.items() if name != "evaluation"}
+            pool = _pool_of(name, shares, sum(shares.values()))
+        yield Text(name, pool, tuple(sentences))
 
 
 def _external(config: CorpusConfig) -> Iterator[str]:

@@ -236,7 +236,7 @@ def _lend(embeddings_VH: torch.Tensor, encoder: Any) -> None:
     Where the encoder is wider, the other axes stay as they were drawn.
     """
     own_VH = encoder.get_input_embeddings().weight
-    lent_VH = embeddings_VH.detach().to("cpu", torch.float32)
+    lent_VH = embeddings_VH.detach().to("cpu", torch.float64)  # axes of nearly equal length turn with a rounding
     left_VK, values_K, _ = torch.linalg.svd(lent_VH - lent_VH.mean(0), full_matrices=False)
     axes_VK = (left_VK * values_K)[:, : own_VH.shape[1]]
     with torch.no_grad():

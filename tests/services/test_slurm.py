@@ -280,7 +280,8 @@ def test_two_submissions_at_the_same_moment_queue_no_cell_twice(slurm, tmp_path,
     said = [process.communicate(timeout=400) for process in both]
     assert sorted(out.split(" cells")[0] for out, _ in said) == ["0 of 3", "3 of 3"], said
     assert sum("which is submitting" in err for _, err in said) == 1
-    until(lambda: len(results(tmp_path)) == 3, "three results")
+    until(lambda: len(results(tmp_path)) == 3 and not squeue(slurm, tmp_path), "three results and an empty queue")
+    until(lambda: sacct(slurm, tmp_path), "jobs in the accounts, which are written later")
     assert len({job for job, _ in sacct(slurm, tmp_path)}) == 3
 
 

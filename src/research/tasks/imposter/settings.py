@@ -15,8 +15,8 @@ class DiscriminatorConfig:
     hidden: int = key(64, "`small`: width", min=32)
     layers: int = key(2, "`small`: layers", min=1)
     embeddings: str = key(
-        "generator", "`small`: token embeddings before stage 1: the generator's, on their leading axes, or random",
-        choices=("generator", "random"),
+        "random", "`small`: token embeddings before stage 1: random, or the generator's on their leading axes",
+        choices=("random", "generator"),
     )  # fmt: skip
     dropout: float = key(0.1, "`small`: dropout", min=0, max=0.9)
     max_length: int = key(128, "tokens of span and context together", min=16)

@@ -50,6 +50,19 @@ def test_shared_words_have_their_own_token_types(tokenizer):
     assert {t: text.strip() for t, text in by_type.items()} == {2: "boats", 3: "boats"}
 
 
+def test_the_small_one_can_start_from_the_generators_embeddings(tokenizer):
+    """Tokens that lie alike for the generator lie alike for it: the same angles, at the encoder's own scale."""
+    given_VH = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(0))
+    config = DiscriminatorConfig(**SMALL, embeddings="generator")
+    encoder = discriminators.build(config, tokenizer, [SPAN], 0, "cpu", given_VH).encoder
+    own_VH, centred_VH = encoder.get_input_embeddings().weight.detach()[:, :16], given_VH - given_VH.mean(0)
+    ours, theirs = own_VH @ own_VH.T, centred_VH @ centred_VH.T
+    assert torch.allclose(ours / ours.norm(), theirs / theirs.norm(), atol=1e-5)
+    assert own_VH.std().item() == pytest.approx(encoder.config.initializer_range, rel=1e-3)
+    drawn_VH = make(tokenizer).encoder.get_input_embeddings().weight.detach()[:, :16]
+    assert not torch.allclose(drawn_VH, own_VH)
+
+
 def test_a_long_context_is_cut_far_from_the_span(tokenizer):
     long = Span("d", "start " * 200 + "near", SPAN.text, "close " + "end " * 200)
     row = make(tokenizer).encode(long)

@@ -73,6 +73,17 @@ def sacct(slurm, cwd):
     return listed(slurm, cwd, ["sacct", "-n", "-X", "-P", "-o", "JobID,State,WorkDir"])
 
 
+def accounts(slurm, cwd, count):
+    """The (job, state) of a directory's jobs, when the accounts, written later than the queue, have all as ended."""
+
+    def ended():
+        jobs = sacct(slurm, cwd)
+        return len(jobs) == count and not {state for _, state in jobs} & {"PENDING", "RUNNING", "COMPLETING"}
+
+    until(ended, f"{count} ended jobs in the accounts")
+    return sacct(slurm, cwd)
+
+
 def listed(slurm, cwd, command):
     done = subprocess.run(command, env=slurm, capture_output=True, text=True, check=True)
     rows = (line.split("|") for line in done.stdout.splitlines())
@@ -140,8 +151,7 @@ def test_one_job_array_with_a_failing_cell_among_good_ones(slurm, tmp_path, conf
     errors = sorted((tmp_path / "eval_results").rglob("error.txt"))
     assert len(errors) == 2 and all("fell on its edge" in e.read_text() for e in errors)
     assert done.stdout.count("failed: ") == 2 and "2 of 4 done" in done.stdout
-    until(lambda: not squeue(slurm, tmp_path), "an empty queue")
-    jobs = sacct(slurm, tmp_path)
+    jobs = accounts(slurm, tmp_path, 4)
     assert len({job.split("_")[0] for job, _ in jobs}) == 1, "four cells are one job array"
     assert sorted(state for _, state in jobs) == ["COMPLETED", "COMPLETED", "FAILED", "FAILED"]
 
@@ -216,8 +226,7 @@ def test_a_configuration_edited_while_queued_is_refused(slurm, tmp_path, conf):
     assert "steps: 10 -> 11" in error.read_text()
     states = json.loads(sweep(slurm, tmp_path, "status", "task=coin", "--json", check=False).stdout)["cells"]
     assert [cell["reason"] for cell in states] == ["", "then -> now: steps: 10 -> 11"]
-    until(lambda: not squeue(slurm, tmp_path), "an empty queue")
-    assert sorted(state for _, state in sacct(slurm, tmp_path)) == ["COMPLETED", "FAILED"]
+    assert sorted(state for _, state in accounts(slurm, tmp_path, 2)) == ["COMPLETED", "FAILED"]
 
 
 def test_a_submitted_cell_is_what_it_was_whatever_is_edited_meanwhile(slurm, tmp_path, conf):
@@ -261,8 +270,7 @@ def test_hydras_own_slurm_launcher(slurm, tmp_path, conf):
     done = research(slurm, tmp_path, conf, *words, "hydra.launcher.mem_gb=1", "task.crash=false,true", check=False)
     assert done.returncode == 1 and "1 of 2 done" in done.stdout, done.stdout + done.stderr
     assert len(results(tmp_path)) == 1 and "ValueError: the coin fell on its edge" in done.stdout
-    until(lambda: not squeue(slurm, tmp_path), "an empty queue")
-    jobs = sacct(slurm, tmp_path)
+    jobs = accounts(slurm, tmp_path, 2)
     assert len({job.split("_")[0] for job, _ in jobs}) == 1, "two cells are one job array"
     assert sorted(state for _, state in jobs) == ["COMPLETED", "FAILED"]
 
@@ -281,8 +289,7 @@ def test_two_submissions_at_the_same_moment_queue_no_cell_twice(slurm, tmp_path,
     assert sorted(out.split(" cells")[0] for out, _ in said) == ["0 of 3", "3 of 3"], said
     assert sum("which is submitting" in err for _, err in said) == 1
     until(lambda: len(results(tmp_path)) == 3 and not squeue(slurm, tmp_path), "three results and an empty queue")
-    until(lambda: sacct(slurm, tmp_path), "jobs in the accounts, which are written later")
-    assert len({job for job, _ in sacct(slurm, tmp_path)}) == 3
+    assert len(accounts(slurm, tmp_path, 3)) == 3
 
 
 def test_jobs_of_an_interrupted_multirun_are_known_and_cancelled(slurm, tmp_path, conf):

@@ -443,6 +443,7 @@ class Solution:
     "output flood": WRONG + "while True:\n    print('x' * 65536)\n",
     "output flood on stderr": WRONG + "import sys\nwhile True:\n    sys.stderr.write('x' * 65536)\n",
     "memory bomb": WRONG + "a = []\nwhile True:\n    a.append(bytearray(1 << 26))\n",
+    "more memory than there is, at one blow": WRONG + "a = bytearray(1 << 34)\n",
     "huge integer": "class Solution:\n    def solve(self, x):\n        return 1 << 100_000_000\n",
     "huge string": "class Solution:\n    def solve(self, x):\n        return 'x' * 50_000_000\n",
     "disk filled": WRONG

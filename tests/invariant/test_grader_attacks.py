@@ -115,7 +115,9 @@ def test_limits_are_what_stopped_the_greedy(battery):
     assert verdicts["signals ignored and an endless loop"].timeout
     assert verdicts["output flood"].output
     assert verdicts["huge string"].output
-    assert verdicts["memory bomb"].memory
+    assert verdicts["more memory than there is, at one blow"].memory
+    # Filling a gigabyte can take a loaded machine longer than the clock allows.
+    assert verdicts["memory bomb"].memory or verdicts["memory bomb"].timeout
     assert verdicts["forged frames before each answer"].tampered
     assert verdicts["fork bomb"].reason.startswith("PermissionError")
 

@@ -3,6 +3,7 @@
 The loss is TRL's own. What is overridden, and why:
     _generate_and_score_completions   rollouts come from the sampler or the teacher pool; advantages from the estimator
     _calculate_rewards                rewards are for all groups of the step at once
+    _get_per_token_logps_...          a group's prompt computed once (`shared_prompts`)
     compute_loss                      teacher rows backpropagated apart; rows outside the loss dropped, padding trimmed
     _clip_grad_norm                   between the accumulated gradient and clipping; TRL's callbacks come only after it
     log, _save_checkpoint             one line a step in metrics.jsonl; checkpoints whole or absent, seams included
@@ -34,7 +35,7 @@ from research.cells.seeding import stable_seed
 from research.errors import ConfigurationError
 from research.sampling.interface import Sampler, SamplingParams
 from research.training import advantages as advantage_estimators
-from research.training import checkpoint
+from research.training import checkpoint, shared_prompts
 from research.training.auxiliary import AuxiliaryLoss
 from research.training.callbacks import Callback, Moment
 from research.training.constraints import Constraint, knobs
@@ -99,6 +100,9 @@ class PolicyTrainer(GRPOTrainer):
         self._before_update: dict[str, torch.Tensor] = {}
         plain = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._patched, self._had_forward = plain, plain.__dict__.get("forward")
+        self._attention = plain.config._attn_implementation
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + config.max_tokens
+        self.shares = config.share_prompts and shared_prompts.can_share(plain, longest)
         rows = Dataset.from_dict({"prompt": [""] * len(order), "row": list(order)})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
@@ -110,6 +114,8 @@ class PolicyTrainer(GRPOTrainer):
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self.add_callback(_Hooks(self))
+        if self.shares:
+            plain.set_attn_implementation(shared_prompts.NAME)
         self._trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self._last_save = time.monotonic()
         self.knobs = knobs(self.model)
@@ -117,7 +123,9 @@ class PolicyTrainer(GRPOTrainer):
             seams.constraint.check(self.knobs)
 
     def release(self) -> None:
-        """Take TRL's fused head off the model again: the base may serve other cells."""
+        """Take TRL's fused head and our attention off the model again: the base may serve other cells."""
+        if self.shares:
+            self._patched.set_attn_implementation(self._attention)
         if self._had_forward is None:
             self._patched.__dict__.pop("forward", None)
         else:
@@ -246,6 +254,25 @@ class PolicyTrainer(GRPOTrainer):
         share = (kept / total if self.loss_type in COUNTS_ROWS else 1.0) if kept else 0.0
         loss = super().compute_loss(model, trimmed(inputs, kept_B))
         return loss * share if share != 1.0 else loss
+
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **images: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+        if not self.shares or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **images
+            )  # fmt: skip
+        logps, entropies = [], []
+        rows = batch_size or len(input_ids)
+        for ids_BL, seen_BL in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+            batch = shared_prompts.pack(ids_BL, seen_BL, logits_to_keep)
+            with self.accelerator.autocast():
+                output = model(**batch.model_inputs(), fused_lm_head=True)
+            logps.append(batch.unpacked(output.log_probs))
+            if compute_entropy:
+                entropies.append(batch.unpacked(output.entropy))
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         return {k.name: k.parameter.grad.detach().clone() for k in self.knobs if k.parameter.grad is not None}

@@ -46,6 +46,7 @@ class PolicyConfig:
     batch x max_tokens, whatever the lengths. kl_beta: weight of the k3 penalty toward the policy without its adapter.
     sync_every: steps between syncs of the sampler. importance_sampling: correct for a stale sampler with its own
     log-probs. probe_rows: rollouts on which KL drift and the gap to the sampler are measured each step; 0 for none.
+    share_prompts: compute a group's prompt once where the model's attention allows it; the same up to rounding.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class PolicyConfig:
     sync_every: int = 1
     importance_sampling: bool = False
     probe_rows: int = 8
+    share_prompts: bool = True
     seed: int = 42
     optim: Optimization = field(default_factory=Optimization)
 

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ def _main(words: list[str]) -> int:
         return 0
     from research.sweep import slurm
     from research.sweep.frozen import freeze
-    from research.sweep.grid import expand, write_sweep
+    from research.sweep.grid import expand, swept_by_experiment, write_sweep
 
     grid = expand(overrides, "--multirun" in words, config_dir)
     command = shlex.join(["python", "-m", "research", *sys.argv[1:]])
@@ -141,7 +141,7 @@ def _main(words: list[str]) -> int:
     launched = 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, instead of being printed as a traceback
     try:
-        _hydra(words)
+        _hydra(words, swept_by_experiment(grid.raw))
     except KeyboardInterrupt:
         if not on_slurm:
             raise
@@ -183,14 +183,14 @@ def _left_in_queue(grid: Any) -> int:
     return 130
 
 
-def _hydra(words: list[str]) -> None:
+def _hydra(words: list[str], swept: Collection[str] = ()) -> None:
     import hydra
 
     from research.compose import conf_dir, open_task_keys
 
     # The job is found by its importable name, so that launchers can pickle it.
     app = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(run_job)
-    typed_by_user, sys.argv = sys.argv, [sys.argv[0], *open_task_keys(words)]
+    typed_by_user, sys.argv = sys.argv, [sys.argv[0], *open_task_keys(words, swept)]
     try:
         app()
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
         raise ConfigurationError(explain(error, config_dir)) from error
 
 
-def open_task_keys(words: Sequence[str]) -> list[str]:
-    """Let a key of the task be set although its YAML does not list it: the task's class knows its keys, and checks them."""
-    return [f"++{word}" if word.startswith("task.") else word for word in words]
+def open_task_keys(words: Sequence[str], swept: Collection[str] = ()) -> list[str]:
+    """Let a key of the task be set although its YAML does not list it: the task's class knows its keys, and checks them.
+
+    swept: keys that an experiment sweeps. They stay as they are, since Hydra lets a word replace an axis of the same
+    spelling only.
+    """
+    return [f"++{word}" if word.startswith("task.") and word.split("=")[0] not in swept else word for word in words]
 
 
 def validate(raw: DictConfig) -> Composed:

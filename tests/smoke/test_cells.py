@@ -43,6 +43,15 @@ def test_a_multirun_in_the_form_users_type(tmp_path):
     assert len(results(tmp_path)) == 6
 
 
+def test_words_of_the_command_replace_the_axes_of_an_experiment(tmp_path):
+    done = research(tmp_path, "+experiment=coin_grid", "-m", "task.bias=0.5", "task.crash=false")
+    assert "2 cells, 0 already done" in done.stderr and "2 of 2 done" in done.stdout
+    configs = [json.loads(path.read_text())["cell"]["config"] for path in results(tmp_path)]
+    assert sorted((config["steps"], config["task.bias"]) for config in configs) == [(5, 0.5), (10, 0.5)]
+    assert "4 cells" in research(tmp_path, "+experiment=coin_grid", "-m").stderr
+    assert len(results(tmp_path)) == 6
+
+
 def test_every_promised_fact_is_recorded(tmp_path):
     research(tmp_path, "steps=10")
     (path,) = results(tmp_path)

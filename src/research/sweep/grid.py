@@ -41,20 +41,20 @@ def expand(overrides: Sequence[str], multirun: bool, config_dir: str | None = No
     The configuration is composed once; a cell whose axes are plain keys is made from it by setting resolved values.
     A cell whose axes choose a group (`task=a,b`, `model=a,b`) is composed on its own.
     """
-    overrides = open_task_keys(overrides)
-    parsed = _parse(overrides)
+    parsed = _parse(open_task_keys(overrides))
     swept = [o for o in parsed if o.is_sweep_override()]
     if swept and not multirun:
         keys = ", ".join(o.get_key_element() for o in swept)
         raise ConfigurationError(f"{keys} has several values; add -m to run the grid.")
     if not multirun:
-        raw = compose(overrides, config_dir)
+        raw = compose(open_task_keys(overrides), config_dir)
         composed = validate(raw)
         return Grid({}, [plan_cell(composed.task_name, composed.config)], raw)
     fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
     raw = compose(fixed, config_dir)
-    params = [f"{key}={value}" for key, value in (OmegaConf.select(raw, "hydra.sweeper.params") or {}).items()]
-    every = _parse([*params, *[str(o) for o in overrides]])
+    params = swept_by_experiment(raw)
+    words = [f"{key}={value}" for key, value in params.items()]
+    every = _parse([*words, *open_task_keys(overrides, params)])
     try:
         combinations = BasicSweeper.split_arguments(every, None)[0]
     except HydraException as error:
@@ -68,6 +68,11 @@ def expand(overrides: Sequence[str], multirun: bool, config_dir: str | None = No
     axes = {key: values for key, values in axes.items() if len(values) > 1}
     with identity.files_held():
         return Grid(axes, _cells(raw, combinations, axes, config_dir), raw)
+
+
+def swept_by_experiment(raw: DictConfig) -> dict[str, Any]:
+    """The axes that a configuration brings along (`hydra.sweeper.params`); words of the command replace them."""
+    return {str(key): value for key, value in (OmegaConf.select(raw, "hydra.sweeper.params") or {}).items()}
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:

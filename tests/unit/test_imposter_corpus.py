@@ -85,6 +85,15 @@ def test_useless_documents_are_counted(tmp_path):
     assert sum(n for reason, n in built.skipped.items() if "no removable sentence" in reason) == 2
 
 
+def test_spans_that_cannot_be_asked_for_are_left_out_and_counted(tmp_path):
+    config = CorpusConfig(source=str(write_documents(tmp_path / "texts.jsonl")), spans_per_document=2)
+    every = corpus.build(config, {"train": 5}, data_seed=0, all_of=["train"])
+    limit = sorted(len(span.before) for span in every.spans["train"])[len(every.spans["train"]) // 2]
+    built = corpus.build(config, {"train": 5}, 0, all_of=["train"], fits=lambda span: len(span.before) <= limit)
+    assert built.spans["train"] and all(len(span.before) <= limit for span in built.spans["train"])
+    assert built.skipped["train: prompt longer than the context"] > 0
+
+
 def test_too_small_a_corpus_says_which_pool_lacks_what(tmp_path):
     path = write_documents(tmp_path / "texts.jsonl", 5)
     with pytest.raises(ConfigurationError, match=r"pool 'train' needs 50 spans and has \d+, from \d+ documents"):

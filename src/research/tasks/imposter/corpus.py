@@ -4,18 +4,19 @@ A span is a removed sentence between its neighbours, or the last part of a rando
 what comes before it. The pools: `stage1` trains the discriminator, `train` prompts the generator, `cotrain` feeds the
 co-training rounds, `evaluation` is only scored.
 
-Of the embedded prose only what the embedded model was not pretrained on is used: it recites what it has read, and a
-recited sentence is the human one.
+Of the embedded prose only what the embedded model was not pretrained on is used: a sentence that it has read and writes
+again is the human one.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,12 @@ def build(
     data_seed: int,
     tokenizer: Any = None,
     all_of: Sequence[str] = (),
+    fits: Callable[[Span], bool] = lambda span: True,
 ) -> Corpus:
     """Read documents, assign them to pools, and take `need[pool]` spans from each.
 
     tokenizer: cuts windows; unused for sentences. all_of: pools that give all they have, at least what is needed.
+    fits: whether the generator can be asked for a span; others are left out and counted.
     Raises ConfigurationError when a pool has fewer spans than needed.
     """
     skipped: Counter[str] = Counter()
@@ -113,7 +116,8 @@ def build(
             of_text = cut(config, text, data_seed, tokenizer)
             if not of_text:
                 skipped[f"{pool}: no removable {config.form}"] += 1
-            found += of_text[:per_document]
+            fitting = _fitting(of_text, fits, skipped, f"{pool}: prompt longer than the context")
+            found += itertools.islice(fitting, per_document)
         if len(found) < wanted:
             raise ConfigurationError(
                 f"the corpus {config.source!r} is too small: pool {pool!r} needs {wanted} spans and has {len(found)}, "
@@ -124,6 +128,14 @@ def build(
         random.Random(stable_seed(data_seed, "order", pool)).shuffle(found)
         spans[pool] = found if pool in all_of else found[:wanted]
     return Corpus(spans, skipped)
+
+
+def _fitting(spans: Iterable[Span], fits: Callable[[Span], bool], skipped: Counter[str], reason: str) -> Iterator[Span]:
+    for span in spans:
+        if fits(span):
+            yield span
+        else:
+            skipped[reason] += 1
 
 
 def _texts(config: CorpusConfig, skipped: Counter[str]) -> Iterator[Text]:

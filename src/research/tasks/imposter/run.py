@@ -70,7 +70,7 @@ def run(task: Imposter, cell: Cell) -> Result:
         base: Base = cell.shared.get(("base", str(asdict(config.model))), lambda: load_base(config.model))
         writer = Writer(base.tokenizer, task.corpus.form, task.generation, config.model.thinking, config.model.context)
     with cell.phase("corpus"):
-        corpus = read_corpus(task, cell, base)
+        corpus = read_corpus(task, cell, base, writer)
     policy = attach_lora(base, config.adapter, config.seed)
     try:
         with contextlib.closing(build_sampler(config, policy, base.tokenizer)) as sampler:
@@ -105,15 +105,15 @@ def run(task: Imposter, cell: Cell) -> Result:
     return _result(task, cell, corpus, original, before, after, judge, trained)
 
 
-def read_corpus(task: Imposter, cell: Cell, base: Base) -> Corpus:
-    """The pools, each as large as the task needs."""
+def read_corpus(task: Imposter, cell: Cell, base: Base, writer: Writer) -> Corpus:
+    """The pools, each as large as the task needs, of spans that the generator has room to be asked for."""
     need = {
         "stage1": task.discriminator.pairs,
         "train": task.prompts,
         "cotrain": task.cotrain.pairs if task.cotrain.every else 0,
         "evaluation": max(task.eval.documents, task.discriminator.heldout_pairs),
     }
-    found = corpora.build(task.corpus, need, cell.config.data_seed, base.tokenizer, all_of=["cotrain"])
+    found = corpora.build(task.corpus, need, cell.config.data_seed, base.tokenizer, ["cotrain"], writer.fits)
     sizes = ", ".join(f"{pool} {len(spans)}" for pool, spans in found.spans.items())
     skipped = ", ".join(f"{reason} {n}" for reason, n in sorted(found.skipped.items())) or "none"
     cell.progress(f"corpus: {sizes} spans; skipped: {skipped}")

@@ -37,20 +37,27 @@ class Writer:
         self.options = {} if thinking is None else {"enable_thinking": thinking}
         self.room = context - config.max_tokens
 
+    def fits(self, span: Span) -> bool:
+        """Whether the context has room for the span's prompt and an answer."""
+        return len(self._asked(span)) <= self.room
+
     def prompt(self, span: Span) -> list[int]:
         """Token ids that ask for a span; raises ConfigurationError when they leave no room to answer."""
-        if self.form == "window":
-            messages, opening = continue_messages(span.before), THINK_OPENING + THINK_CLOSING
-        else:
-            messages, opening = fill_messages(span.before, span.after), ""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.options)
-        ids = self.tokenizer.encode(text + opening, add_special_tokens=False)
+        ids = self._asked(span)
         if len(ids) > self.room:
             raise ConfigurationError(
                 f"a prompt from {span.document} has {len(ids)} tokens, more than the {self.room} that model.context "
                 "leaves; lower task.corpus.context, or raise model.context"
             )
         return ids
+
+    def _asked(self, span: Span) -> list[int]:
+        if self.form == "window":
+            messages, opening = continue_messages(span.before), THINK_OPENING + THINK_CLOSING
+        else:
+            messages, opening = fill_messages(span.before, span.after), ""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.options)
+        return list(self.tokenizer.encode(text + opening, add_special_tokens=False))
 
     def target(self, span: Span) -> list[int]:
         """The human span as the reply that behaviour cloning imitates, end of turn included."""

@@ -86,9 +86,11 @@ def config(**changes: Any) -> PolicyConfig:
 
 
 def train(
-    policy: Any, tokenizer: Any, scratch: Path, settings: PolicyConfig, reward: Any = low_ids, **seams: Any
-) -> tuple[PolicyResult, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
+    policy: Any, tokenizer: Any, scratch: Path, settings: PolicyConfig, reward: Any = low_ids,
+    into: list[dict[str, Any]] | None = None, **seams: Any,
+) -> tuple[PolicyResult, list[dict[str, Any]]]:  # fmt: skip
+    """Train; the lines of metrics.jsonl come back, and go `into` a list that may hold those of an earlier attempt."""
+    rows = [] if into is None else into
 
     def rewind(step: int) -> None:
         rows[:] = [row for row in rows if row["step"] <= step]

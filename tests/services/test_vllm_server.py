@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from invariant import policy_setup as setup
 
 from research.errors import ConfigurationError, SamplerError, StaleWeightsError
 from research.sampling.interface import SamplingParams
@@ -275,6 +276,43 @@ def test_merge_and_restart_then_a_server_that_hangs_and_one_that_dies(model_dir,
         if (tmp_path / "log2.txt.pid").exists():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int((tmp_path / "log2.txt.pid").read_text()), signal.SIGKILL)
+
+
+def test_a_run_whose_server_dies_goes_on_with_another_server(model_dir, tmp_path):
+    """Killed while it generates for step 3: a clear error; the same training again ends with every step, once."""
+    from research.sampling.vllm_server import VLLMServerSampler
+
+    settings = setup.config(steps=4, max_tokens=200)
+
+    def attempt(server, reward):
+        sampler = VLLMServerSampler(
+            server.url, ["tiny"], context=512, sync="adapter", sync_dir=tmp_path / "sync", timeout=30.0, base=model_dir
+        )
+        policy, tokenizer = setup.lora(model_dir)
+        try:
+            return setup.train(policy, tokenizer, tmp_path / "run", settings, reward, sampler=sampler, into=rows)
+        finally:
+            with contextlib.suppress(SamplerError):
+                sampler.close()
+
+    def deadly(groups, step):
+        if step == 2:
+            threading.Timer(0.3, servers[0].signal, (signal.SIGKILL,)).start()
+        return setup.low_ids(groups, step)
+
+    rows, servers = [], []
+    try:
+        servers.append(VLLMProcess(model_dir, tmp_path / "log.txt", *LORA))
+        with pytest.raises(SamplerError, match=r"die|broke off"):
+            attempt(servers[0], deadly)
+        before = list(rows)
+        servers.append(VLLMProcess(model_dir, tmp_path / "log2.txt", *LORA))
+        result, _ = attempt(servers[1], setup.low_ids)
+    finally:
+        for server in servers:
+            server.stop()
+    assert [row["step"] for row in before] == [1, 2] and result.resumed_from == 2
+    assert rows[:2] == before and [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
 RESTART = """

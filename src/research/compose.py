@@ -15,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config import OPTIONAL_ROOT_KEYS, RunConfig, check, docs, nearest
+from research.config import OPTIONAL_ROOT_KEYS, RunConfig, check, check_combinations, docs, nearest
 from research.errors import ConfigurationError
 from research.task import BaseTask
 
@@ -95,6 +95,12 @@ def convert(raw: DictConfig, task_name: str) -> RunConfig:
 def verify(config: RunConfig, task_name: str) -> None:
     """Check limits, root keys and what the task itself demands; raises ConfigurationError."""
     verify_each(config, task_name)
+    verify_together(config)
+
+
+def verify_together(config: RunConfig) -> None:
+    """The part of `verify` that looks at several keys at a time."""
+    check_combinations(config)
     config.task.validate(config)
 
 

@@ -39,6 +39,7 @@ class ModelConfig:
     name: str = key("micro", "short name, used in tables and figures")
     path: str = key("embedded", "`embedded`, a directory, or a model hub name", identity=False)
     dtype: str = key("auto", "precision of the frozen weights", choices=("auto", "float32", "bfloat16", "float16"))
+    quantization: str = key("none", "4-bit codes for the frozen weights (QLoRA)", choices=("none", "nf4"))
     attention: str = key("auto", "attention kernel", choices=("auto", "eager", "sdpa", "flash_attention_2"))
     lora_scale: float | None = key(None, "LoRA scale calibrated for this model; null: from alpha and r", above=0)
     thinking: bool | None = key(None, "passed to chat templates that know `enable_thinking`; null: not passed")
@@ -148,6 +149,25 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{name}.")
         elif value is not None and not isinstance(value, list | dict):
             _check_value(name, value, limits)
+
+
+def check_combinations(config: RunConfig) -> None:
+    """Raise ConfigurationError for settings of different groups that exclude each other, whatever the task."""
+    model, sampler = config.model, config.sampler.kind
+    if model.quantization == "none":
+        return
+    quantized = f"model.quantization={model.quantization}"
+    if sampler != "transformers":
+        raise ConfigurationError(
+            f"sampler={sampler} takes weights with the adapter merged in, which {quantized} does not have; use "
+            "sampler=transformers."
+        )
+    if model.shard:
+        raise ConfigurationError(f"model.shard=true shares out plain weights, not those of {quantized}; set one only.")
+    if config.adapter.kind == "antipasto":
+        raise ConfigurationError(
+            f"adapter=antipasto decomposes plain weights, which {quantized} does not have; use adapter=lora."
+        )
 
 
 @lru_cache(maxsize=256)

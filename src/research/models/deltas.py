@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from research.errors import ConfigurationError
 from research.models.base import fingerprint
+from research.models.quantization import is_quantized
 from research.models.sharding import own_rows
 
 CHUNK_ELEMENTS = 1 << 24  # float32 intermediates of one chunk: 64 MiB; smaller ones cost more launches than they save
@@ -101,9 +102,14 @@ def weight_deltas(policy: nn.Module) -> Iterator[WeightDelta]:
     """One delta for each adapted linear layer of `policy`; none for a model without an adapter.
 
     Layers whose adapter is switched off yield a delta of scale 0. Raises ConfigurationError for what has no factors:
-    merged layers, DoRA and other variants, adapters on embeddings, and trainable weights outside the adapter, which
-    no delta carries.
+    merged layers, DoRA and other variants, adapters on embeddings, trainable weights outside the adapter, which
+    no delta carries, and a base in 4 bits.
     """
+    if is_quantized(policy):
+        raise ConfigurationError(
+            "model.quantization: weights in 4 bits cannot take an adapter in, whose changes rounding would drop; sample "
+            "with sampler=transformers, or load the adapter onto the plain base model to merge it"
+        )
     layers = _adapter_layers(policy)
     _refuse_trainable_weights_outside(policy, layers)
     for name, layer in layers.items():

@@ -68,7 +68,7 @@ def prove(policy: Any, sampler_logprobs: SamplerLogprobs, state: ProofState) -> 
     """
     if not state.probe:
         state.probe = make_probe(_vocabulary(policy), state.context)
-    tolerance = TOLERANCES[state.dtype or next(policy.parameters()).dtype]
+    tolerance = TOLERANCES[state.dtype or next(p.dtype for p in policy.parameters() if p.is_floating_point())]
     now = trainable_fingerprint(policy)
     trainer = _flat(trainer_logprobs(policy, state.probe))
     sampler = _flat(sampler_logprobs(state.probe))

@@ -4,7 +4,8 @@
     completions = sampler.generate(prompts, n=10, params=SamplingParams(temperature=1.0, top_p=0.95, max_tokens=128))
 
 What makes it fast: adapters are merged for generation (and taken out again without touching a bit of the base), prompts
-are read packed, once for all their samples, the cache is allocated once, and ended completions leave the batch.
+are read packed, once for all their samples, the cache is allocated once, and ended completions leave the batch. On a
+base in 4 bits nothing can be merged: there the adapter's weights as of the last sync compute beside it.
 It covers models whose layers all attend to the whole context; others need sampler=vllm. Of a sharded base each
 process merges its own rows, and all generate the same completions, in step.
 """
@@ -25,6 +26,7 @@ from research.errors import ConfigurationError
 from research.models import sharding
 from research.models.deltas import weight_deltas
 from research.models.merge import unwrapped
+from research.models.quantization import is_quantized
 from research.sampling.draws import draw, uniforms
 from research.sampling.interface import Completion, SamplingParams, SyncReceipt
 from research.sampling.kv_cache import NAME, KeyValueCache
@@ -80,6 +82,7 @@ class TransformersSampler:
                 "sampler=transformers does not cover; use sampler=vllm"
             )
         self.sharded = sharding.is_sharded(self.model)
+        self.merges = not is_quantized(self.model)
         self.version = 0
         self.proof = ProofState(context=self.context)
         self.weights = _snapshot(policy)
@@ -120,7 +123,7 @@ class TransformersSampler:
         return scores
 
     def close(self) -> None:
-        """Let go of the merged weights."""
+        """Let go of the weights of the last sync."""
         self.weights = {}
 
     def _check(self, prompts: Sequence[list[int]], n: int, params: SamplingParams) -> None:
@@ -237,33 +240,34 @@ class TransformersSampler:
 
     @contextlib.contextmanager
     def _generating(self) -> Iterator[None]:
-        """Inside: merged weights, adapters bypassed, cached attention, no dropout. Afterwards: all as before."""
+        """Inside: the weights of the last sync, cached attention, no dropout. Afterwards: all as before."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         model = self.model
         attention = model.config._attn_implementation
         training = [module for module in model.modules() if module.training]
-        adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+        layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+        bypassed = layers if self.merges else []
         model.eval()
         model.set_attn_implementation(NAME)
         try:
             # The flag itself: PEFT's own way of switching adapters off also changes which of their weights are
             # trainable.
-            for layer in adapted:
+            for layer in bypassed:
                 layer._disable_adapters = True
             # Buffers that shares are gathered in outlive this block: as inference tensors they could not train.
-            with self._merged(), torch.no_grad() if self.sharded else torch.inference_mode():
+            with self._synced(), torch.no_grad() if self.sharded else torch.inference_mode():
                 yield
         finally:
-            for layer in adapted:
+            for layer in bypassed:
                 layer._disable_adapters = False
             model.set_attn_implementation(attention)
             for module in training:
                 module.training = True
 
     @contextlib.contextmanager
-    def _merged(self) -> Iterator[None]:
-        """Inside, the model's weights are the merged ones."""
+    def _synced(self) -> Iterator[None]:
+        """Inside, the model's weights are those of the last sync."""
         originals = {parameter: parameter.data for parameter in self.weights}
         put = self._exchange_shares if self.sharded else self._point_at
         put(self.weights)
@@ -283,10 +287,13 @@ class TransformersSampler:
 
 
 def _snapshot(policy: PeftModel | PreTrainedModel) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """The weights that training changes, as they are now: merged for adapted layers, copies of other trainable ones."""
+    """The weights that training changes, as they are now: merged for adapted layers, copies of other trainable ones.
+
+    On a base in 4 bits, copies of the adapter's own.
+    """
     sharding.reshard(policy)
     layers = {name: module for name, module in unwrapped(policy).named_modules()}
-    deltas = list(weight_deltas(policy))
+    deltas = [] if is_quantized(policy) else list(weight_deltas(policy))
     if deltas:
         return {layers[delta.module].get_base_layer().weight: delta.merged() for delta in deltas}
     return {p: p.detach().clone() for p in policy.parameters() if p.requires_grad}

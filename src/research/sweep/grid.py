@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from research.cells import identity, run
 from research.cells.cell import write_atomically
 from research.cells.provenance import now
-from research.compose import compose, convert, explain, open_task_keys, validate, verify_each
+from research.compose import compose, convert, explain, open_task_keys, validate, verify_each, verify_together
 from research.config import RunConfig
 from research.errors import ConfigurationError
 from research.models.identity import model_inputs
@@ -106,7 +106,7 @@ def _cells(
         for key, _, text in (word.lstrip("+").partition("=") for word in words):
             if key in axes:
                 config = _with(config, key.split("."), values[key, text])
-        config.task.validate(config)
+        verify_together(config)
         configs.append(config)
     inputs = model_inputs(base.model) if base.task.uses_model else {}
     if any(key.startswith("model.") for key in axes):

@@ -104,12 +104,16 @@ class PolicyTrainer(GRPOTrainer):
         longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + config.max_tokens
         self.shares = config.share_prompts and shared_prompts.can_share(plain, longest)
         rows = Dataset.from_dict({"prompt": [""] * len(order), "row": list(order)})
+        trained = {parameter: parameter.data for parameter in policy.parameters() if parameter.requires_grad}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
             super().__init__(
                 model=policy, reward_funcs=_placeholder, args=arguments, train_dataset=rows, processing_class=tokenizer,
                 rollout_func=lambda _, trainer: trainer._rollout_fields(),
             )  # fmt: skip
+        # TRL has rounded an adapter on a 4-bit base to bfloat16, where small steps are lost.
+        for parameter, data in trained.items():
+            parameter.data = data
         self.beta = config.kl_beta  # set late: TRL would copy the adapter as a second, frozen one
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)

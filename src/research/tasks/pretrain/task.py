@@ -69,6 +69,10 @@ class Pretrain(BaseTask):
             raise ConfigurationError(
                 f"task=pretrain starts from nothing; model.path={config.model.path} would be ignored"
             )
+        if config.model.quantization != "none":
+            raise ConfigurationError(
+                f"task=pretrain trains all weights; model.quantization={config.model.quantization} would be ignored"
+            )
 
     def label(self, config: RunConfig) -> str:
         return f"h{self.hidden}_l{self.layers}_steps{config.steps}_s{config.seed}"

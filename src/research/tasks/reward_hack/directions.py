@@ -29,6 +29,7 @@ from torch import nn
 
 from research.errors import ConfigurationError
 from research.models.antipasto import AntipastoLinear
+from research.models.quantization import dense_weight
 from research.models.svd import decompose
 from research.tasks.reward_hack.arms import Arm
 from research.tasks.reward_hack.hidden import band, band_states
@@ -174,7 +175,7 @@ def from_activations(
         else:
             v = v_d
             if m is not None:
-                U = decompose(layer.get_base_layer().weight, m, svd_cache).U.float().cpu()
+                U = decompose(dense_weight(layer.get_base_layer()), m, svd_cache).U.float().cpu()
                 v = U @ (U.T @ v_d)
             width = knob.parameter.shape[1]
             rows = torch.einsum("d,jk->jdk", v, torch.eye(width)).reshape(width, -1)
@@ -272,7 +273,7 @@ def _unit(knob: Knob, change: torch.Tensor, modules: Mapping[str, Any]) -> float
     """The factor at which `change` of the knob changes its weight matrix by that matrix's Frobenius norm."""
     name = knob.name.split(".lora_B.")[0]
     layer = modules[name]
-    weight = float(layer.get_base_layer().weight.float().norm())
+    weight = float(dense_weight(layer.get_base_layer()).float().norm())
     if isinstance(layer, AntipastoLinear):
         return weight / max(float(change.norm()), 1e-12)
     adapter = layer.active_adapters[0]

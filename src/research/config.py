@@ -22,7 +22,8 @@ def key(default: Any, doc: str, **limits: Any) -> Any:
     """A configuration field with its help line and limits.
 
     Limits: `min`, `max` (inclusive), `above` (exclusive lower bound), `choices`. `identity=False` marks a key that
-    cannot change the numbers: it stays out of a cell's digest. Lists and other mutable defaults are copied.
+    cannot change the numbers: it stays out of a cell's digest. `identity="if set"` stays out at its default: for a key
+    that is younger than results which are kept. Lists and other mutable defaults are copied.
     """
     metadata = {"doc": doc, **limits}
     if isinstance(default, list | dict):
@@ -39,7 +40,9 @@ class ModelConfig:
     name: str = key("micro", "short name, used in tables and figures")
     path: str = key("embedded", "`embedded`, a directory, or a model hub name", identity=False)
     dtype: str = key("auto", "precision of the frozen weights", choices=("auto", "float32", "bfloat16", "float16"))
-    quantization: str = key("none", "4-bit codes for the frozen weights (QLoRA)", choices=("none", "nf4"))
+    quantization: str = key(
+        "none", "4-bit codes for the frozen weights (QLoRA)", choices=("none", "nf4"), identity="if set"
+    )
     attention: str = key("auto", "attention kernel", choices=("auto", "eager", "sdpa", "flash_attention_2"))
     lora_scale: float | None = key(None, "LoRA scale calibrated for this model; null: from alpha and r", above=0)
     thinking: bool | None = key(None, "passed to chat templates that know `enable_thinking`; null: not passed")

@@ -18,8 +18,12 @@ def digest(*words):
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=7", "steps=11", "task.bias=0.4", "data_seed=1", "adapter.r=8", "sampler.kind=vllm"]
-)
+    "word",
+    [
+        "seed=7", "steps=11", "task.bias=0.4", "data_seed=1", "adapter.r=8", "sampler.kind=vllm",
+        "model.quantization=nf4",
+    ],
+)  # fmt: skip
 def test_a_setting_that_can_change_numbers_changes_the_digest(word):
     assert digest(word) != digest()
 
@@ -30,6 +34,14 @@ def test_a_setting_that_can_change_numbers_changes_the_digest(word):
 )
 def test_paths_names_and_tracking_do_not(word):
     assert digest(word) == digest()
+
+
+@pytest.mark.parametrize("experiment", ["zlt_micro", "reward_hack_micro"])
+def test_committed_results_are_those_that_their_experiment_would_make(experiment):
+    """A key that came later does not make them another cell's."""
+    cells = expand([f"+experiment={experiment}"], multirun=True).cells
+    committed = Path(__file__).parents[2] / cells[0].directory.parent
+    assert {cell.name for cell in cells} == {path.parent.name for path in committed.glob("*/run_result.json")}
 
 
 def test_equal_values_written_differently_are_one_cell():

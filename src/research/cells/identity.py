@@ -76,8 +76,10 @@ def _hash_file(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
-    for name in _counted(type(value)):  # type: ignore[arg-type]
+    for name, unless in _counted(type(value)):  # type: ignore[arg-type]
         item = getattr(value, name)
+        if item == unless:
+            continue
         if hasattr(type(item), "__dataclass_fields__"):
             yield from _flatten(item, f"{prefix}{name}.")
         else:
@@ -85,9 +87,13 @@ def _flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 @lru_cache(maxsize=256)
-def _counted(schema: type) -> list[str]:
-    """The fields of a dataclass that can change the numbers."""
-    return [f.name for f in fields(schema) if f.metadata.get("identity", True)]
+def _counted(schema: type) -> list[tuple[str, Any]]:
+    """The fields of a dataclass that can change the numbers, each with the value at which it does not count."""
+    kinds = [(f, f.metadata.get("identity", True)) for f in fields(schema)]
+    return [(f.name, f.default if kind == "if set" else _NEVER) for f, kind in kinds if kind]
+
+
+_NEVER = object()
 
 
 def _hash_json(value: Any) -> str:

@@ -113,7 +113,8 @@ class PolicyTrainer(GRPOTrainer):
             )  # fmt: skip
         # TRL has rounded an adapter on a 4-bit base to bfloat16, where small steps are lost.
         for parameter, data in trained.items():
-            parameter.data = data
+            if parameter.dtype != data.dtype:
+                parameter.data = data
         self.beta = config.kl_beta  # set late: TRL would copy the adapter as a second, frozen one
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)

@@ -2,9 +2,9 @@
 
     python benchmarks/grader.py [--programs 400] [--workers 2] [--out benchmarks/grader.json]
 
-The same programs (canonical solutions, wrong ones, stubs of the shipped problems) go through both; the verdicts must
-be equal. The plain way has no protection but rlimits and a timeout, and is as quick as that can be: an isolated
-interpreter without `site`, `workers` at a time, a program and its tests on stdin, one line back.
+The same programs (canonical solutions, wrong ones, stubs of the shipped problems) go through all; the verdicts must
+be equal. The plain way has no protection but rlimits and a timeout: `workers` processes at a time, a program and its
+tests on stdin, one line back; once as `python -c`, and once as quick as that can be, isolated and without `site`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
@@ -41,12 +42,16 @@ print(json.dumps(passed))
 """
 
 
-def plain(job: str) -> bool:
+def plain(job: str, flags: Sequence[str] = ()) -> bool:
     """One program in one fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", PLAIN], input=job, capture_output=True, text=True, timeout=5
-    )
+    command = [sys.executable, *flags, "-c", PLAIN]
+    done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=5)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def bare(job: str) -> bool:
+    """The same in an interpreter that looks for nothing outside its own library."""
+    return plain(job, ("-I", "-S"))
 
 
 def main() -> None:
@@ -67,18 +72,19 @@ def main() -> None:
     programs = [Program(source, p.tests, p.setup_code, p.entry_point) for p, source in cases]
     jobs = [json.dumps([s, [[repr(list(t.arguments)), repr(t.value)] for t in p.tests]]) for p, s in cases]
 
-    seconds: dict[str, list[float]] = {"warm": [], "plain": []}
+    seconds: dict[str, list[float]] = {"warm": [], "plain": [], "bare": []}
     with Grader(options.workers, backend=options.backend) as grader, ThreadPoolExecutor(options.workers) as pool:
         grader.grade(programs[:20])
         for _ in range(options.rounds):
             start = time.perf_counter()
             ours = [v.correct for v in grader.grade(programs)]
             seconds["warm"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            theirs = list(pool.map(plain, jobs))
-            seconds["plain"].append(time.perf_counter() - start)
-            if ours != theirs:
-                sys.exit(f"verdicts differ for {sum(a != b for a, b in zip(ours, theirs, strict=True))} programs")
+            for way in (plain, bare):
+                start = time.perf_counter()
+                theirs = list(pool.map(way, jobs))
+                seconds[way.__name__].append(time.perf_counter() - start)
+                if ours != theirs:
+                    sys.exit(f"verdicts differ for {sum(a != b for a, b in zip(ours, theirs, strict=True))} programs")
         backend = grader.backend
     rate = {way: options.programs / min(found) for way, found in seconds.items()}
     result = {
@@ -88,7 +94,9 @@ def main() -> None:
         "backend": backend,
         "warm_per_second": round(rate["warm"], 1),
         "process_per_program_per_second": round(rate["plain"], 1),
+        "bare_process_per_program_per_second": round(rate["bare"], 1),
         "ratio": round(rate["warm"] / rate["plain"], 2),
+        "ratio_bare": round(rate["warm"] / rate["bare"], 2),
         "rounds_seconds": {way: [round(s, 3) for s in found] for way, found in seconds.items()},
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),

@@ -74,7 +74,7 @@ def main() -> None:
         row["times_stock"] = row["tokens_per_second"] / report["runs"]["stock TRL"]["tokens_per_second"]
         print(
             f"{kind:26}{row['step_seconds']:>10.2f}{row['tokens_per_second']:>10.0f}{row['times_stock']:>10.2f}"
-            f"{row['constraint_share']:>12.2%}{row['peak_mib']:>10.0f}",
+            f"{row['constraint_share']:>12.2%}{row['peak_mib'] or float('nan'):>10.0f}",
             flush=True,
         )
     if options.out:
@@ -112,11 +112,11 @@ class Clock:
         and after it."""
         steps = [b - a for a, b in zip(self.ticks[:-1], self.ticks[1:], strict=True)]
         rates = [tokens / s for tokens, s in zip(self.tokens[1:], steps, strict=True)]
-        peak = torch.cuda.max_memory_allocated() if meter.on_gpu else meter.peak - meter.before
+        peak = torch.cuda.max_memory_allocated() / 2**20 if meter.on_gpu else None  # what is resident outlives a run
         return {
             "step_seconds": statistics.median(steps), "tokens_per_second": statistics.median(rates), "seconds": steps,
             "tokens": self.tokens[1:], "constraint_share": constraint_seconds / len(self.ticks) / statistics.median(steps),
-            "peak_mib": peak / 2**20,
+            "peak_mib": peak,
         }  # fmt: skip
 
 

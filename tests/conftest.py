@@ -74,8 +74,9 @@ def pytest_ignore_collect(collection_path, config):
     """Leave out files that import what only `make test-services`, or a machine with a GPU, installs."""
     import importlib.util
 
-    needs_vllm = collection_path.name.startswith("test_vllm") or collection_path.parent.name == "gpu"
-    return True if needs_vllm and importlib.util.find_spec("vllm") is None else None
+    needs = {"vllm": collection_path.name.startswith("test_vllm") or collection_path.parent.name == "gpu"}
+    needs["bitsandbytes"] = collection_path.name == "test_qlora.py"
+    return True if any(needed and importlib.util.find_spec(name) is None for name, needed in needs.items()) else None
 
 
 def pytest_collection_modifyitems(config, items):

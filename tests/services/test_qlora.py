@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
-import policy_setup as setup
 import pytest
 import torch
+from invariant import policy_setup as setup
 from invariant.test_supervised import make_rows
 from smoke.test_processes import research
 
@@ -23,6 +23,8 @@ from research.sampling.proof import trainer_logprobs
 from research.sampling.transformers_sampler import TransformersSampler
 from research.training.fused_lora import fused_lora
 from research.training.supervised import train
+
+pytestmark = pytest.mark.services
 
 
 def load(directory, quantization="nf4"):

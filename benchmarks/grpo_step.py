@@ -89,7 +89,7 @@ def settings(options: argparse.Namespace, stop: int, share_prompts: bool = True)
     )  # fmt: skip
 
 
-def low_ids(completions: list[list[int]]) -> list[float]:
+def even_ids(completions: list[list[int]]) -> list[float]:
     """Share of even token ids."""
     return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completions]
 
@@ -130,7 +130,7 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         clock(completion_ids)
-        return low_ids(completion_ids)
+        return even_ids(completion_ids)
 
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
         arguments = trl_arguments(settings(options, base.tokenizer.eos_token_id), Path(scratch), base.device.type)
@@ -138,6 +138,8 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
             arguments.use_vllm, arguments.vllm_mode = True, "colocate"
             arguments.vllm_gpu_memory_utilization = 0.3
         texts = [base.tokenizer.decode(prompt.token_ids) for prompt in prompts]
+        if any(len(base.tokenizer.encode(t)) != len(p.token_ids) for t, p in zip(texts, prompts, strict=True)):
+            raise SystemExit("TRL would read prompts of other lengths than ours")
         trainer = GRPOTrainer(
             policy, reward, arguments, Dataset.from_dict({"prompt": texts}), processing_class=base.tokenizer
         )
@@ -159,7 +161,7 @@ def run_ours(
         watched = Timed(constraint, restore_magnitude=True, directions=random_directions(policy))
 
     def reward(groups: list[Group], step: int) -> Scores:
-        rewards = [low_ids([list(r.token_ids) for r in group.rollouts]) for group in groups]
+        rewards = [even_ids([list(r.token_ids) for r in group.rollouts]) for group in groups]
         clock([list(r.token_ids) for group in groups for r in group.rollouts])
         return Scores(rewards)
 

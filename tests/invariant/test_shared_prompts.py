@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from research.training import shared_prompts
 
@@ -93,7 +93,33 @@ def test_padded_batches_are_attended_to_as_before(model):
     assert torch.equal(model(**inputs).logits[seen.bool()], expected)
 
 
+def tiny(family, **changes):
+    """A random model of a family that transformers knows."""
+    sizes = {
+        "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+        "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(sizes | changes))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "phi3", "olmo2"])
+def test_other_families_share_too(family):
+    model = tiny(family)
+    assert shared_prompts.obstacle(model, 20) is None
+    expected = one_by_one(model, ROWS)
+    model.set_attn_implementation(shared_prompts.NAME)
+    assert torch.allclose(together(model, ROWS)[1].double(), expected.double(), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_drops_the_layout_is_found_out():
+    assert "reached 0 of 2 layers" in shared_prompts.obstacle(tiny("stablelm"), 20)
+
+
 def test_only_full_attention_is_shared(model):
-    assert shared_prompts.can_share(model, 100)
+    assert shared_prompts.obstacle(model, 100) is None and model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
-    assert not shared_prompts.can_share(model, 100)
+    assert "PyTorch's kernel" in shared_prompts.obstacle(model, 100)
+    sliding = tiny("mistral", sliding_window=8)
+    assert shared_prompts.obstacle(sliding, 8) is None and shared_prompts.obstacle(sliding, 9) is not None

@@ -70,7 +70,7 @@ def squeue(slurm, cwd):
 
 def sacct(slurm, cwd):
     """(job, state) of all jobs, past ones too, that were submitted in a directory."""
-    return listed(slurm, cwd, ["sacct", "-n", "-X", "-P", "-o", "JobID,State,WorkDir"])
+    return listed(slurm, cwd, ["sacct", "-S", "now-1days", "-n", "-X", "-P", "-o", "JobID,State,WorkDir"])
 
 
 def accounts(slurm, cwd, count):

@@ -53,6 +53,12 @@ def test_the_last_axis_varies_fastest_and_names_read_well():
     assert grid.axes == {"task.bias": ["0.1", "0.9"], "steps": ["5", "10"]}
 
 
+@pytest.mark.parametrize("word", ["++task.bias=0.5", "++steps=7", "~task.bias"])
+def test_an_axis_of_an_experiment_is_replaced_in_one_spelling_only(word):
+    with pytest.raises(ConfigurationError, match="the experiment sweeps"):
+        expand(["+experiment=coin_grid", word], multirun=True, config_dir=PLUGIN)
+
+
 def test_a_grid_cell_is_the_cell_that_the_same_single_run_makes():
     grid = expand(["task=coin", "task.bias=0.1,0.9", "steps=5,10"], multirun=True, config_dir=PLUGIN)
     alone = expand(["task=coin", "task.bias=0.9", "steps=5"], multirun=False, config_dir=PLUGIN)

@@ -66,6 +66,25 @@ def test_greedy_equals_generate_and_logprobs_equal_the_models(base, budget):
     assert reasons == {"stop", "length"}
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "phi3", "olmo2"])
+def test_other_families_attend_to_no_padding(family):
+    """Prompts of several lengths share a batch; each family builds its masks in its own way."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), attn_implementation="sdpa").eval()
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    drawn = TransformersSampler(model, context=64).generate(prompts, 2, SamplingParams(max_tokens=6))
+    for prompt, group in zip(prompts, drawn, strict=True):
+        for completion in group:
+            expected = scores(model, prompt, completion.token_ids)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
 def test_draws_do_not_depend_on_batching_or_order(base):
     prompts = [*make_prompts(9), [7, 8, 9], [7, 8, 9]]
     params = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=16, seed=3, stop_token_ids=(9, 20, 33, 41))

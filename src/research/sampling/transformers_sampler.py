@@ -81,6 +81,11 @@ class TransformersSampler:
                 f"{type(self.model).__name__} has layers that do not attend to the whole context, which "
                 "sampler=transformers does not cover; use sampler=vllm"
             )
+        if not hasattr(self.model.get_decoder(), "layers"):
+            raise ConfigurationError(
+                f"{type(self.model).__name__} keeps its layers where sampler=transformers does not find them; use "
+                "sampler=vllm"
+            )
         self.sharded = sharding.is_sharded(self.model)
         self.merges = not is_quantized(self.model)
         self.version = 0
@@ -231,7 +236,7 @@ class TransformersSampler:
             output = self.model(
                 input_ids=ids_S[:, None],
                 position_ids=position_S[:, None],
-                attention_mask=_for_every_kind(self.model, cache.mask()),
+                attention_mask=cache.mask(),  # of four dimensions, or none: the model takes it as finished
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -297,9 +302,3 @@ def _snapshot(policy: PeftModel | PreTrainedModel) -> dict[torch.nn.Parameter, t
     if deltas:
         return {layers[delta.module].get_base_layer().weight: delta.merged() for delta in deltas}
     return {p: p.detach().clone() for p in policy.parameters() if p.requires_grad}
-
-
-def _for_every_kind(model: PreTrainedModel, mask: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
-    """The mask under each layer kind's name, so that the model makes none of its own."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) | {"full_attention"}
-    return dict.fromkeys(kinds, mask)

@@ -53,6 +53,10 @@ def expand(overrides: Sequence[str], multirun: bool, config_dir: str | None = No
     fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
     raw = compose(fixed, config_dir)
     params = swept_by_experiment(raw)
+    for word in overrides:
+        name = word.lstrip("+~").split("=")[0]
+        if word[0] in "+~" and name in params:
+            raise ConfigurationError(f"{word}: the experiment sweeps {name}; write {name}=VALUE, without a sign.")
     words = [f"{key}={value}" for key, value in params.items()]
     every = _parse([*words, *open_task_keys(overrides, params)])
     try:

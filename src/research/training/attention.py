@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "packed_sdpa"
+SHARED_PROMPTS = "shared_prompts_sdpa"  # see `shared_prompts`; the plain kernel for whoever brings no layout
 
 
 def packed_attention(
@@ -71,17 +72,20 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
     if "sliding_attention" in kinds and window is not None and longest <= window:
         kinds.discard("sliding_attention")
-    return kinds <= {"full_attention"} and model.config._attn_implementation in ("sdpa", "flash_attention_2", NAME)
+    return kinds <= {"full_attention"} and model.config._attn_implementation in (
+        "sdpa", "flash_attention_2", NAME, SHARED_PROMPTS
+    )  # fmt: skip
 
 
 @contextmanager
 def packed(model: PreTrainedModel) -> Iterator[None]:
     """Attend with `packed_attention` inside the block; models that use flash-attention know packing themselves."""
     before = model.config._attn_implementation
-    if before == "sdpa":
+    ours = before in ("sdpa", SHARED_PROMPTS)
+    if ours:
         model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        if before == "sdpa":
+        if ours:
             model.set_attn_implementation(before)

@@ -86,7 +86,8 @@ class PolicyTrainer(GRPOTrainer):
             )
         self.prompts, self.settings, self.seams = prompts, config, seams
         # What a checkpoint must share with the run that goes on from it.
-        self.identity = asdict(replace(config, optim=replace(config.optim, checkpoint_seconds=0.0))) | {
+        same = replace(config, optim=replace(config.optim, checkpoint_seconds=0.0), share_prompts=True)
+        self.identity = asdict(same) | {
             "advantages": seams.advantages, "prompts": stable_seed([[*map(int,
             prompt.token_ids)] for prompt in prompts]),
             "constraint": None if seams.constraint is None else seams.constraint.kind,
@@ -101,8 +102,6 @@ class PolicyTrainer(GRPOTrainer):
         plain = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._patched, self._had_forward = plain, plain.__dict__.get("forward")
         self._attention = plain.config._attn_implementation
-        longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + config.max_tokens
-        self.shares = config.share_prompts and shared_prompts.can_share(plain, longest)
         rows = Dataset.from_dict({"prompt": [""] * len(order), "row": list(order)})
         trained = {parameter: parameter.data for parameter in policy.parameters() if parameter.requires_grad}
         with warnings.catch_warnings():
@@ -119,13 +118,19 @@ class PolicyTrainer(GRPOTrainer):
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self.add_callback(_Hooks(self))
-        if self.shares:
-            plain.set_attn_implementation(shared_prompts.NAME)
         self._trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self._last_save = time.monotonic()
         self.knobs = knobs(self.model)
         if seams.constraint is not None:
             seams.constraint.check(self.knobs)
+        self.shares = config.share_prompts
+        if self.shares:
+            longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + config.max_tokens
+            if why_not := shared_prompts.obstacle(plain, longest):
+                seams.progress(f"each completion computes its own prompt: {why_not}")
+                self.shares = False
+            else:
+                plain.set_attn_implementation(shared_prompts.NAME)
 
     def release(self) -> None:
         """Take TRL's fused head and our attention off the model again: the base may serve other cells."""
@@ -268,16 +273,11 @@ class PolicyTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **images
             )  # fmt: skip
-        logps, entropies = [], []
-        rows = batch_size or len(input_ids)
-        for ids_BL, seen_BL in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
-            batch = shared_prompts.pack(ids_BL, seen_BL, logits_to_keep)
-            with self.accelerator.autocast():
-                output = model(**batch.model_inputs(), fused_lm_head=True)
-            logps.append(batch.unpacked(output.log_probs))
-            if compute_entropy:
-                entropies.append(batch.unpacked(output.entropy))
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        with self.accelerator.autocast():
+            logps, entropies = shared_prompts.score(
+                model, input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids)
+            )
+        return logps, entropies if compute_entropy else None, None
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         return {k.name: k.parameter.grad.detach().clone() for k in self.knobs if k.parameter.grad is not None}

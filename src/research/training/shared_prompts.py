@@ -2,8 +2,8 @@
 
 The rows of a micro-batch become one packed row. A distinct prompt, less its last token, is a prefix; each completion
 is a tail that begins with that last token, so that the shifted labels of any causal head stay right. Tails attend to
-their prefix and to themselves. What a completion scores, and every gradient, is what separate rows would give, up to
-the order of sums; with prompts of P tokens and G completions of C, (P + G C) tokens are computed instead of G (P + C).
+their prefix and to themselves. Without dropout, what a completion scores, and every gradient, is what separate rows
+would give, up to the order of sums; with prompts of P tokens and G completions of C, (P + G C) tokens are computed instead of G (P + C).
 
 The idea is known as a shared prefix or prefix grouping (Liu et al., Prefix Grouper, 2025).
 
@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from research.training.attention import SHARED_PROMPTS as NAME
 from research.training.attention import can_pack, spread
 
-NAME = "shared_prompts_sdpa"
+GAP = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; in 16 bits `WIDE`: there the count of layers decides
+WIDE = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """Where prefixes and tails lie in the packed row; the attention of every layer reads it."""
 
@@ -39,6 +41,7 @@ class Layout:
     longest_tail: int
     prefix_of_B: torch.Tensor
     visible_B1CK: torch.Tensor  # K = P + C keys: which of them a tail's token may see
+    layers_reached: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ class Batch:
     scored_BW: torch.Tensor
 
     def model_inputs(self) -> dict[str, Any]:
-        """What the model's forward takes; no mask, under any layer kind's name, so that it makes none of its own."""
+        """What the model's forward takes. A mask of four dimensions is taken as finished; nothing reads it."""
+        mask_1111 = torch.zeros(1, 1, 1, 1, device=self.input_ids.device)
         return {
             "input_ids": self.input_ids, "position_ids": self.position_ids, "labels": self.labels,
-            "attention_mask": {"full_attention": None, "sliding_attention": None}, "shared_prompts": self.layout,
+            "attention_mask": mask_1111, "shared_prompts": self.layout,
         }  # fmt: skip
 
     def unpacked(self, values_1T: torch.Tensor) -> torch.Tensor:
@@ -128,7 +132,8 @@ def shared_prompts_attention(
     """Attention of (1, H, T, D) queries in the layout; returns (1, T, H, D). Without one, ordinary attention."""
     if shared_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    lay, gqa = shared_prompts, query.shape[1] != key.shape[1]
+    lay, shared_heads = shared_prompts, query.shape[1] // key.shape[1]
+    lay.layers_reached += 1
     at = lay.prefix_tokens
     parts = []
     key_NHPD = spread(key[:, :, :at], lay.prefix_slots, lay.prefixes, lay.longest_prefix)
@@ -136,21 +141,19 @@ def shared_prompts_attention(
     if at:
         query_NHPD = spread(query[:, :, :at], lay.prefix_slots, lay.prefixes, lay.longest_prefix)
         out = scaled_dot_product_attention(
-            query_NHPD, key_NHPD, value_NHPD, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa
-        )
+            query_NHPD, key_NHPD, value_NHPD, dropout_p=dropout, is_causal=True, scale=scaling,
+            enable_gqa=shared_heads > 1,
+        )  # fmt: skip
         parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, lay.prefix_slots))
     rows = len(lay.prefix_of_B)
     query_BHCD, key_BHCD, value_BHCD = (
         spread(states[:, :, at:], lay.tail_slots, rows, lay.longest_tail) for states in (query, key, value)
     )
+    # With a mask, kernels that keep no scores want as many key heads as query heads.
+    keys_BHKD = repeat_kv(torch.cat([key_NHPD[lay.prefix_of_B], key_BHCD], 2), shared_heads)
+    values_BHKD = repeat_kv(torch.cat([value_NHPD[lay.prefix_of_B], value_BHCD], 2), shared_heads)
     out = scaled_dot_product_attention(
-        query_BHCD,
-        torch.cat([key_NHPD[lay.prefix_of_B], key_BHCD], 2),
-        torch.cat([value_NHPD[lay.prefix_of_B], value_BHCD], 2),
-        attn_mask=lay.visible_B1CK,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=gqa,
+        query_BHCD, keys_BHKD, values_BHKD, attn_mask=lay.visible_B1CK, dropout_p=dropout, scale=scaling
     )
     parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, lay.tail_slots))
     return torch.cat(parts)[None], None
@@ -160,6 +163,54 @@ AttentionInterface.register(NAME, shared_prompts_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def can_share(model: PreTrainedModel, longest: int) -> bool:
-    """Whether the layout's attention can stand in for the model's own: full attention by PyTorch's kernel."""
-    return model.config._attn_implementation == "sdpa" and can_pack(model, longest)
+def obstacle(model: PreTrainedModel, longest: int) -> str | None:
+    """Why the model's prompts cannot be shared, or None: it must attend fully, and is tried out on two short rows.
+
+    Some families do not hand on to their layers what they do not know, and would attend across completions.
+    """
+    if model.config._attn_implementation not in ("sdpa", NAME) or not can_pack(model, longest):
+        return "not every layer attends to the whole sequence by PyTorch's kernel"
+    ids_BL = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 12, 13, 0]], device=model.device)
+    ids_BL %= model.config.get_text_config().vocab_size
+    seen_BL = torch.ones_like(ids_BL)
+    seen_BL[1, -1] = 0
+    before, training = model.config._attn_implementation, model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            separate = model(input_ids=ids_BL, attention_mask=seen_BL, use_cache=False).logits
+            wanted_BW = _next_logps(separate, ids_BL)[:, 3:] * seen_BL[:, 4:]
+            model.set_attn_implementation(NAME)
+            batch = pack(ids_BL, seen_BL, 3)
+            inputs = {name: value for name, value in batch.model_inputs().items() if name != "labels"}
+            together = model(**inputs, use_cache=False).logits
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        return f"{type(model).__name__} refuses the packed row ({error})"
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+    reached, layers = batch.layout.layers_reached, model.config.get_text_config().num_hidden_layers
+    if reached != layers:
+        return f"the layout reached {reached} of {layers} layers of {type(model).__name__}"
+    gap = float((batch.unpacked(_next_logps(together, batch.input_ids)) - wanted_BW).abs().max())
+    if not gap <= GAP.get(separate.dtype, WIDE):
+        return f"{type(model).__name__} scores a packed row {gap:.2g} nats apart from separate rows"
+    return None
+
+
+def _next_logps(logits_BLV: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
+    logps_BLV = logits_BLV[:, :-1].float().log_softmax(-1)
+    return logps_BLV.gather(2, ids_BL[:, 1:, None])[..., 0]
+
+
+def score(
+    model: torch.nn.Module, ids_BL: torch.Tensor, seen_BL: torch.Tensor, width: int, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of completion tokens, both (B, width), `rows` rows a forward pass of TRL's fused head."""
+    logps, entropies = [], []
+    for ids, seen in zip(ids_BL.split(rows), seen_BL.split(rows), strict=True):
+        batch = pack(ids, seen, width)
+        output = model(**batch.model_inputs(), fused_lm_head=True)
+        logps.append(batch.unpacked(output.log_probs))
+        entropies.append(batch.unpacked(output.entropy))
+    return torch.cat(logps), torch.cat(entropies)

@@ -55,13 +55,25 @@ def test_comparisons_and_verdicts_of_the_reward_hacking_arms(arms):
     assert told(f"{value} points fewer [{low}, {high}]: nothing") and float(low) < 0
     value, low, high = points("random_erase", "grad_erase")
     assert told(f"beats the random one by {value} points [{low}, {high}]")
+    for other, rest in (("vanilla", "less than `vanilla`"), ("random_erase", "less than `random_erase`")):
+        rates = [
+            {row["cell"]["config"]["seed"]: row["metrics"]["hack_rate"] for row in arms[a].rows}
+            for a in (other, "grad_erase")
+        ]
+        fewer = [f"{100 * (rates[0][seed] - rates[1][seed]):.1f}" for seed in (1, 2, 3)]
+        assert told(f"{fewer[0]}, {fewer[1]} and {fewer[2]} {'points ' if other == 'vanilla' else ''}{rest}")
     verdicts = {verdict.name: verdict.verdict for verdict in analysis.verdicts(arms)}
     assert verdicts == {"H1": "falsified", "H2": "not testable", "H3": "falsified", "H4": "supported"}
 
 
 def test_what_became_of_gradient_and_update(arms):
     erase, random, route = (arms[name] for name in ("grad_erase", "random_erase", "grad_route"))
-    assert told(f"Of the gradient's norm {100 * mean(erase, 'cos_in'):.0f} % pointed along the directions")
+    share = [f"{100 * mean(arm, 'cos_in'):.0f} %" for arm in (erase, random)]
+    assert told(
+        f"Of the gradient's norm {share[0]} pointed along the directions before erasure ({share[1]} along random"
+    )
+    late = [f"{100 * mean(arm, 'train_hack_rate'):.0f} %" for arm in (erase, arms["vanilla"])]
+    assert told(f"over the last ten steps {late[0]} of the training rollouts hack, against {late[1]} without")
     assert mean(erase, "cos_out") < 1e-6
     cosines = [f"{mean(arm, 'update_cos_align'):.2f}".replace("0.", ".") for arm in (erase, random)]
     assert told(f"(cosine {cosines[0]}; {cosines[1]} with random directions")

@@ -119,3 +119,14 @@ def test_cells_as_local_processes_through_submitit(tmp_path):
     assert done.stdout.count("failed: ") == 1 and "ValueError: the coin fell on its edge" in done.stdout
     assert len(list(tmp_path.rglob("run_result.json"))) == len(list(tmp_path.rglob("error.txt"))) == 1
     assert list((tmp_path / "runs/.hydra/coin/default/.submitit").rglob("*_result.pkl")), "submitit ran them"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["research.sweep", "research.report", "research.tasks.reward_hack.validate", "research.tasks.reward_hack.pool",
+     "research.tasks.imposter.ascent", "research.tasks.zlt_sweep.calibrate"],
+)  # fmt: skip
+def test_every_command_explains_itself(tmp_path, module):
+    done = sweep(tmp_path, "--help", module=module)
+    assert done.returncode == 0 and module.rsplit(".")[-1] in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())

@@ -30,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = [w for w in lift_multirun(list(sys.argv[1:] if argv is None else argv)) if w != "--multirun"]
     commands = {"plan": plan, "submit": submit, "status": status, "cancel": cancel}
     try:
-        if not words or words[0] not in commands:
-            given = words[0] if words else ""
-            raise ConfigurationError(f"{given!r} is not one of {', '.join(commands)}.{nearest(given, commands)}")
+        if not words or {"--help", "-h"} & set(words):
+            print(__doc__, flush=True)
+            sys.exit(0 if words else 2)
+        if words[0] not in commands:
+            raise ConfigurationError(f"{words[0]!r} is not one of {', '.join(commands)}.{nearest(words[0], commands)}")
         try:
             commands[words[0]](words[1:])
         finally:

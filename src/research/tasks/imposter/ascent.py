@@ -225,6 +225,9 @@ def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str)
 
 
 def main(argv: Sequence[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return
     known = {"results": None, "response": "mauve", "factors": None, "t": str(DEFAULT_T), "out": None}
     options: dict[str, str | None] = dict(known)
     for argument in argv:

@@ -75,6 +75,9 @@ def build(
 
 def main(argv: Sequence[str]) -> None:
     """The command of the module's docstring."""
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return
     from research.tasks.reward_hack.task import problem_file
 
     known = {

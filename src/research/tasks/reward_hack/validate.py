@@ -196,6 +196,9 @@ def _why(verdict: Verdict) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run all checks; 0 when every invariant holds, 1 when one fails, 2 for a wrong command."""
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__)
+        return 0
     settings = dict(_KEYS)
     for argument in arguments:
         key, separator, value = argument.partition("=")

@@ -34,7 +34,7 @@ class DataSettings:
 class EvalSettings:
     """Marker evaluation: every persona x every held-out question x `samples`."""
 
-    samples: int = key(2, "completions a persona and question (published: 10)", min=1)
+    samples: int = key(10, "completions a persona and question", min=1)
     temperature: float = key(1.0, "sampling temperature", min=0)
     top_p: float = key(0.95, "nucleus mass", above=0, max=1)
     max_tokens: int = key(128, "longest completion, in tokens (published: 512)", min=1)

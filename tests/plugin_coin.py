@@ -44,7 +44,7 @@ class Walk(BaseTask):
 
     root_keys: ClassVar[frozenset[str]] = frozenset({"steps"})
     uses_model: ClassVar[bool] = False
-    pause: float = key(0.0, "seconds between steps", min=0)
+    pause: float = key(0.0, "seconds between steps", min=0, identity=False)
 
     def run(self, cell):
         saved = cell.scratch / "state.pickle"

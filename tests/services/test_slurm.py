@@ -174,8 +174,8 @@ def test_submit_returns_at_once_and_again_submits_nothing(slurm, tmp_path, conf)
 
 
 def test_a_cancelled_sweep_is_submitted_again(slurm, tmp_path, conf):
-    words = ["submit", f"--config-dir={conf}", "task=walk", *SMALL, "seed=1,2,3", "steps=20", "task.pause=0.2"]
-    sweep(slurm, tmp_path, *words)
+    words = ["submit", f"--config-dir={conf}", "task=walk", *SMALL, "seed=1,2,3", "steps=20"]
+    sweep(slurm, tmp_path, *words, "task.pause=60")
     until(lambda: list((tmp_path / "runs/walk").rglob("state.pickle")), "a checkpoint")
     assert "3 jobs cancelled" in sweep(slurm, tmp_path, "cancel", "task=walk").stdout
     until(lambda: not squeue(slurm, tmp_path), "an empty queue")

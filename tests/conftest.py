@@ -70,6 +70,17 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
 
 
+@pytest.fixture
+def one_thread():
+    """Sums in one order: what is compared to the bit must not depend on how a machine's cores share the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_ignore_collect(collection_path, config):
     """Leave out files that import what only `make test-services`, or a machine with a GPU, installs."""
     import importlib.util

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from research.training.auxiliary import BehaviourCloning, token_logprobs
 from research.training.constraints import Constraint, knobs
 from research.training.policy import trl_arguments
 from research.training.rollouts import Group, Rollout, Scores, schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 1e-6) -> bool:
@@ -350,11 +351,3 @@ def test_impossible_settings_are_refused(tiny_model_dir: Path, tmp_path: Path) -
     ):
         with pytest.raises(ConfigurationError, match=words):
             attempt(**changes)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

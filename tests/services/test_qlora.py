@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from research.sampling.transformers_sampler import TransformersSampler
 from research.training.fused_lora import fused_lora
 from research.training.supervised import train
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("one_thread")]
 
 
 def load(directory, quantization="nf4"):
@@ -207,11 +206,3 @@ def test_a_cell_runs_end_to_end(tiny_model_dir, tmp_path):
     )  # fmt: skip
     (frozen,) = tmp_path.rglob("config.yaml")
     assert "model.quantization: nf4" in frozen.read_text() and list(tmp_path.rglob("run_result.json"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

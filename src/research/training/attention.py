@@ -47,7 +47,7 @@ def packed_attention(
     out_BHLD = scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return out_BHLD.transpose(1, 2).flatten(0, 1).index_select(0, slots_T)[None], None
+    return gathered(out_BHLD, slots_T)[None], None
 
 
 def spread(states_1HTD: torch.Tensor, slots_T: torch.Tensor, count: int, longest: int) -> torch.Tensor:
@@ -56,6 +56,11 @@ def spread(states_1HTD: torch.Tensor, slots_T: torch.Tensor, count: int, longest
     grid = states_1HTD.new_zeros(count * longest, heads, size)
     grid = grid.index_copy(0, slots_T, states_1HTD[0].transpose(0, 1))
     return grid.view(count, longest, heads, size).transpose(1, 2)
+
+
+def gathered(out_BHLD: torch.Tensor, slots_T: torch.Tensor) -> torch.Tensor:
+    """(B, H, L, D) -> (T, H, D): what `spread` laid out, packed again."""
+    return out_BHLD.transpose(1, 2).flatten(0, 1).index_select(0, slots_T)
 
 
 AttentionInterface.register(NAME, packed_attention)

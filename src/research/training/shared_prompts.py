@@ -3,7 +3,8 @@
 The rows of a micro-batch become one packed row. A distinct prompt, less its last token, is a prefix; each completion
 is a tail that begins with that last token, so that the shifted labels of any causal head stay right. Tails attend to
 their prefix and to themselves. Without dropout, what a completion scores, and every gradient, is what separate rows
-would give, up to the order of sums; with prompts of P tokens and G completions of C, (P + G C) tokens are computed instead of G (P + C).
+would give, up to the order of sums; with prompts of P tokens and G completions of C, (P + G C) tokens are computed
+instead of G (P + C).
 
 The idea is known as a shared prefix or prefix grouping (Liu et al., Prefix Grouper, 2025).
 
@@ -23,7 +24,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from research.training.attention import SHARED_PROMPTS as NAME
-from research.training.attention import can_pack, spread
+from research.training.attention import can_pack, gathered, spread
 
 GAP = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; in 16 bits `WIDE`: there the count of layers decides
 WIDE = 1.0
@@ -144,7 +145,7 @@ def shared_prompts_attention(
             query_NHPD, key_NHPD, value_NHPD, dropout_p=dropout, is_causal=True, scale=scaling,
             enable_gqa=shared_heads > 1,
         )  # fmt: skip
-        parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, lay.prefix_slots))
+        parts.append(gathered(out, lay.prefix_slots))
     rows = len(lay.prefix_of_B)
     query_BHCD, key_BHCD, value_BHCD = (
         spread(states[:, :, at:], lay.tail_slots, rows, lay.longest_tail) for states in (query, key, value)
@@ -155,7 +156,7 @@ def shared_prompts_attention(
     out = scaled_dot_product_attention(
         query_BHCD, keys_BHKD, values_BHKD, attn_mask=lay.visible_B1CK, dropout_p=dropout, scale=scaling
     )
-    parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, lay.tail_slots))
+    parts.append(gathered(out, lay.tail_slots))
     return torch.cat(parts)[None], None
 
 

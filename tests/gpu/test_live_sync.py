@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from research.errors import StaleWeightsError
+from research.models.deltas import write_merged
 from research.sampling.interface import SamplingParams
 from research.sampling.proof import ProofState, prove, trainer_logprobs
 
@@ -117,6 +118,21 @@ def test_written_in_place_without_drift(sampler, directory):
     }  # fmt: skip
     print(f"worst gap {receipt.probe_gap:.4f} nats; mean gaps {gaps}")
     assert all(gap < 0.03 for gap in gaps.values())
+
+
+def test_a_merge_is_the_exact_sum_rounded_once():
+    """Against float64, for shapes and slices as a fused layer has them; ties of the last bit may fall either way."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    for rows, columns in ((512, 3584), (3584, 18944), (18944, 3584), (64, 96)):
+        base_OI = (torch.randn(rows, columns, generator=generator, device="cuda") * 0.02).bfloat16()
+        left_OK = torch.randn(rows, 32, generator=generator, device="cuda") * 1e-3
+        right_KI = torch.randn(32, columns, generator=generator, device="cuda")
+        fused_OI = torch.full((rows + 128, columns), torch.nan, dtype=torch.bfloat16, device="cuda")
+        write_merged(fused_OI[128:], base_OI, left_OK, right_KI, 1.7)
+        exact_OI = base_OI.double() + 1.7 * (left_OK.double() @ right_KI.double())
+        assert (fused_OI[128:] != exact_OI.bfloat16()).double().mean() < 1e-3
+        assert ((fused_OI[128:] - exact_OI).abs() <= exact_OI.abs() * 2**-8 + 1e-9).all()
+        assert fused_OI[:128].isnan().all()
 
 
 def test_generation_uses_the_new_weights_at_the_old_speed(sampler, directory):

@@ -11,7 +11,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from research.errors import ConfigurationError
-from research.models.deltas import split_product, trainable_fingerprint, weight_deltas, without_adapter, write_merged
+from research.models.deltas import (
+    split_bfloat16,
+    split_product,
+    trainable_fingerprint,
+    weight_deltas,
+    without_adapter,
+    write_merged,
+)
 
 
 def lora_policy(directory, dtype=torch.float32, **options):
@@ -58,6 +65,18 @@ def test_split_product_is_exact_to_float32_in_tf32():
     wide_left, wide_right = split_product(left, right)
     split = (as_tf32(wide_left) @ as_tf32(wide_right) - exact).abs().max()
     assert plain > 1e-3 and split < 1e-5 and split < plain / 500
+
+
+def test_bfloat16_factors_have_the_product_of_the_float32_ones():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(50, 8, generator=generator), torch.randn(8, 60, generator=generator)
+    exact = left.double() @ right.double()
+    plain = (left.bfloat16().double() @ right.bfloat16().double() - exact).abs().max()
+    wide_left, wide_right = split_bfloat16(left, right)
+    assert wide_left.dtype == wide_right.dtype == torch.bfloat16
+    split = (wide_left.double() @ wide_right.double() - exact).abs().max()
+    in_float32 = ((left @ right).double() - exact).abs().max()
+    assert plain > 1e-2 and split < 4 * in_float32 < 1e-5
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -59,6 +59,10 @@ def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: 
     left_OK, right_KI = left_OK.float() * scale, right_KI.float()
     wide = right_KI.shape[0] > WIDE
     if target_OI.is_cuda and not wide:
+        if target_OI.dtype == base_OI.dtype == torch.bfloat16:
+            with _Bfloat16SumsInFloat32():
+                torch.addmm(base_OI, *split_bfloat16(left_OK, right_KI), out=target_OI)
+            return
         left_OK, right_KI = split_product(left_OK, right_KI)
     rows = max(1, CHUNK_ELEMENTS // target_OI.shape[1])
     with _tf32(target_OI.is_cuda and (not wide or target_OI.dtype != torch.float32)):
@@ -79,9 +83,37 @@ def split_product(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def split_bfloat16(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
+    """bfloat16 factors six times as wide whose product is left @ right in float32, but for 2**-23 of each term.
+
+    Each number is the sum of three bfloat16 numbers of falling size; of the nine products the three smallest are
+    dropped. One matrix product, which adds the bfloat16 base in float32 and rounds once, then does the whole merge.
+    """
+    (l1, l2, l3), (r1, r2, r3) = _bfloat16_parts(left_OK), _bfloat16_parts(right_KI)
+    return torch.cat([l1, l1, l2, l2, l1, l3], dim=1), torch.cat([r1, r2, r1, r2, r3, r1], dim=0)
+
+
+def _bfloat16_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first = x.bfloat16()
+    rest = x - first
+    second = rest.bfloat16()
+    return first, second, (rest - second).bfloat16()
+
+
 def _tf32_part(x: Tensor) -> Tensor:
     """x with the 13 lowest bits of its mantissa cleared, which TF32 holds exactly."""
     return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+class _Bfloat16SumsInFloat32:
+    """Inside, bfloat16 products keep their partial sums in float32; PyTorch's default lets some be bfloat16."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+    def __exit__(self, *_: Any) -> None:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = self.before
 
 
 class _tf32:

@@ -24,8 +24,9 @@ NAN = float("nan")
 class AdversarialReward:
     """The discriminator's logit of each written span: raw, squashed to (0, 1), or as a rank within its group.
 
-    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Without `reinforce`
-    every reward is 0, and the logits are only logged.
+    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. With a length tolerance,
+    spans that the judge is not shown (`Writer.judgeable`) earn the lowest reward of the step. Without `reinforce` every
+    reward is 0, and the logits are only logged.
     """
 
     def __init__(self, judge: Cotraining, writer: Writer, kind: str, reinforce: bool) -> None:
@@ -35,9 +36,7 @@ class AdversarialReward:
         human = [group.prompt.record["span"] for group in groups]
         written = [[self.writer.read(r.text, r.finish_reason) for r in group.rollouts] for group in groups]
         logits = self._logits(human, written)
-        rewards = [
-            [_transformed(row, self.kind)[j] if self.reinforce else 0.0 for j in range(len(row))] for row in logits
-        ]
+        rewards = self._rewards(human, written, logits)
         records = [
             [{"text": w.text, "logit": logit} for w, logit in zip(texts, row, strict=True)]
             for texts, row in zip(written, logits, strict=True)
@@ -46,9 +45,30 @@ class AdversarialReward:
         return Scores(rewards, records, self._metrics(human, human_logits, written, logits))
 
     def _logits(self, human: Sequence[Span], written: Sequence[Sequence[Written]]) -> list[list[float]]:
-        rows = [replace(span, text=w.text) for span, texts in zip(human, written, strict=True) for w in texts if w.text]
+        shown = [[self.writer.judgeable(span, w) for w in ws] for span, ws in zip(human, written, strict=True)]
+        rows = [
+            replace(span, text=w.text)
+            for span, ws, oks in zip(human, written, shown, strict=True)
+            for w, ok in zip(ws, oks, strict=True)
+            if ok
+        ]
         scored = iter(self.judge.discriminator.score(rows)) if rows else iter(())
-        return [[self._logit(next(scored)) if w.text else NAN for w in texts] for texts in written]
+        return [[self._logit(next(scored)) if ok else NAN for ok in oks] for oks in shown]
+
+    def _rewards(
+        self, human: Sequence[Span], written: Sequence[Sequence[Written]], logits: Sequence[Sequence[float]]
+    ) -> list[list[float]]:
+        if not self.reinforce:
+            return [[0.0] * len(row) for row in logits]
+        rewards = [_transformed(row, self.kind) for row in logits]
+        finite = [x for row in rewards for x in row if math.isfinite(x)]
+        if self.writer.tolerance is None or not finite:
+            return rewards
+        lowest = min(finite)
+        return [
+            [x if self.writer.judgeable(span, w) else lowest for x, w in zip(row, ws, strict=True)]
+            for row, ws, span in zip(rewards, written, human, strict=True)
+        ]
 
     def _logit(self, scored: Scored) -> float:
         if self.judge.discriminator.config.reward_from == "sentences":
@@ -64,11 +84,13 @@ class AdversarialReward:
     ) -> dict[str, float]:
         judged = [logit for row in logits for logit in row if math.isfinite(logit)]
         texts = [w for row in written for w in row]
-        not_finite = sum(not math.isfinite(x) for x in human_logits) + sum(
-            w.text != "" and not math.isfinite(x)
-            for row, ws in zip(logits, written, strict=True)
+        shown = [
+            (x, self.writer.judgeable(span, w))
+            for span, row, ws in zip(human, logits, written, strict=True)
             for x, w in zip(row, ws, strict=True)
-        )
+        ]
+        not_finite = sum(not math.isfinite(x) for x in human_logits)
+        not_finite += sum(ok and not math.isfinite(x) for x, ok in shown)
         if not_finite and not judged:
             raise RuntimeError(f"the discriminator gave no finite logit for {len(texts)} spans; its weights went wrong")
         gaps = [h - _mean(row) for h, row in zip(human_logits, logits, strict=True) if math.isfinite(h)]
@@ -81,6 +103,7 @@ class AdversarialReward:
             "generated_logit": _mean(judged),
             "positive_rate": sum(logit > 0 for logit in judged) / max(1, len(judged)),
             "empty_rate": sum(w.text == "" for w in texts) / max(1, len(texts)),
+            "not_shown_rate": sum(not ok for _, ok in shown) / max(1, len(shown)),
             "nan_rate": not_finite / (len(human) + len(texts)),
             "degenerate_rate": sum(any(f.values()) for f in degenerate) / max(1, len(degenerate)),
         }
@@ -98,12 +121,16 @@ class CotrainRound:
         start = self.judge.rounds * self.judge.config.pairs
         spans = [self.pool[(start + i) % len(self.pool)] for i in range(self.judge.config.pairs)]
         written = self.writer.write(moment.sampler, spans, 1, stable_seed(self.seed, "cotrain", moment.step))
-        fresh = [Pair(span, row[0].text) for span, row in zip(spans, written, strict=True) if row[0].text]
+        fresh = [
+            Pair(span, row[0].text)
+            for span, row in zip(spans, written, strict=True)
+            if self.writer.judgeable(span, row[0])
+        ]
         metrics = self.judge.round(fresh) if fresh else {"cotrain/fresh": 0}
         self.judge.agree()
         return {
             **metrics,
-            "cotrain/empty": len(spans) - len(fresh),
+            "cotrain/dropped": len(spans) - len(fresh),
             "cotrain/chance_loss": chance_loss(self.judge.discriminator.config),
         }
 

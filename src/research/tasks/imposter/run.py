@@ -55,7 +55,7 @@ class Stage1:
     right: int
     judged: int
     final_loss: float
-    empty: int
+    dropped: int
 
 
 def run(task: Imposter, cell: Cell) -> Result:
@@ -68,7 +68,10 @@ def run(task: Imposter, cell: Cell) -> Result:
         )
     with cell.phase("load"):
         base: Base = cell.shared.get(("base", str(asdict(config.model))), lambda: load_base(config.model))
-        writer = Writer(base.tokenizer, task.corpus.form, task.generation, config.model.thinking, config.model.context)
+        writer = Writer(
+            base.tokenizer, task.corpus.form, task.generation, config.model.thinking, config.model.context,
+            task.length_tolerance,
+        )  # fmt: skip
     with cell.phase("corpus"):
         corpus = read_corpus(task, cell, base, writer)
     policy = attach_lora(base, config.adapter, config.seed)
@@ -126,6 +129,7 @@ def first_stage(task: Imposter, cell: Cell, base: Base, corpus: Corpus, writer: 
     depends_on = {
         "weights": base.weights_hash, "sampler": config.sampler.kind, "seed": config.seed, "form": task.corpus.form,
         "discriminator": asdict(task.discriminator), "generation": asdict(task.generation),
+        "length_tolerance": task.length_tolerance,
         "spans": [[asdict(span) for span in corpus.spans[pool]] for pool in ("stage1", "evaluation")],
     }  # fmt: skip
     directory = cell.cache / "imposter_stage1" / _digest(depends_on)
@@ -134,7 +138,7 @@ def first_stage(task: Imposter, cell: Cell, base: Base, corpus: Corpus, writer: 
     record = json.loads((directory / "pairs.json").read_text())
     judge = discriminators.load(directory / "discriminator", task.discriminator, base.device)
     pairs = [Pair(Span(**row["human"]), row["generated"]) for row in record["pairs"]]
-    found = Stage1(judge, pairs, record["right"], record["judged"], record["final_loss"], record["empty"])
+    found = Stage1(judge, pairs, record["right"], record["judged"], record["final_loss"], record["dropped"])
     cell.progress(f"stage 1: held-out accuracy {found.right / found.judged:.3f} ({found.right} of {found.judged})")
     return found
 
@@ -147,11 +151,13 @@ def _make_stage1(
         settings, base.tokenizer, corpus.spans["stage1"][:100], seed, base.device,
         base.model.get_input_embeddings().weight,
     )  # fmt: skip
-    pairs, empty = _base_pairs(writer, sampler, corpus.spans["stage1"], settings.per_span, stable_seed(seed, "stage1"))
+    pairs, dropped = _base_pairs(
+        writer, sampler, corpus.spans["stage1"], settings.per_span, stable_seed(seed, "stage1")
+    )
     held_out, _ = _base_pairs(
         writer, sampler, corpus.spans["evaluation"][: settings.heldout_pairs], 1, stable_seed(seed, "held out")
     )
-    cell.progress(f"stage 1: {len(pairs)} pairs written, {empty} empty ones dropped")
+    cell.progress(f"stage 1: {len(pairs)} pairs written, {dropped} spans dropped: empty, or of other lengths")
     losses = stage1(judge, pairs, seed)
     right, judged = accuracy(judge, held_out)
     partial = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
@@ -159,7 +165,7 @@ def _make_stage1(
     partial.mkdir(parents=True)
     judge.save(partial / "discriminator")
     record = {
-        "right": right, "judged": judged, "final_loss": sum(losses[-20:]) / len(losses[-20:]), "empty": empty,
+        "right": right, "judged": judged, "final_loss": sum(losses[-20:]) / len(losses[-20:]), "dropped": dropped,
         "pairs": [{"human": asdict(pair.human), "generated": pair.generated} for pair in pairs],
     }  # fmt: skip
     (partial / "pairs.json").write_text(json.dumps(record))
@@ -174,9 +180,19 @@ def _digest(depends_on: dict[str, Any]) -> str:
 
 
 def _base_pairs(writer: Writer, sampler: Sampler, spans: list[Span], n: int, seed: int) -> tuple[list[Pair], int]:
-    """Human spans with what the base generator writes in their place; empty ones are dropped and counted."""
+    """Human spans with what the base generator writes in their place; what no judge is shown is dropped and counted.
+
+    Raises ConfigurationError when nothing is left.
+    """
     written = writer.write(sampler, spans, n, seed)
-    pairs = [Pair(span, w.text) for span, ws in zip(spans, written, strict=True) for w in ws if w.text]
+    pairs = [
+        Pair(span, w.text) for span, ws in zip(spans, written, strict=True) for w in ws if writer.judgeable(span, w)
+    ]
+    if not pairs:
+        raise ConfigurationError(
+            f"of {n * len(spans)} spans that the generator wrote none can be shown to the discriminator: all are empty, "
+            "or longer or shorter than task.length_tolerance allows. Raise it, or task.generation.max_tokens"
+        )
     return pairs, n * len(spans) - len(pairs)
 
 
@@ -241,6 +257,6 @@ def _result(
             "evaluation": {name: evaluation.summary(e) for name, e in found.items()},
             "training": trajectory(read(cell.directory / "metrics.jsonl")), "gap_change": asdict(change),
             "skipped": dict(corpus.skipped),
-            "stage1": {"pairs": len(original.pairs), "empty": original.empty, "final_loss": original.final_loss},
+            "stage1": {"pairs": len(original.pairs), "dropped": original.dropped, "final_loss": original.final_loss},
         },
     )  # fmt: skip

@@ -43,6 +43,12 @@ class Imposter(BaseTask):
     prompts: int = key(600, "spans of the training pool that are asked", min=1)
     kl: float = key(0.01, "weight of the k3 penalty toward the base model", min=0)
     bc: float = key(0.1, "weight of behaviour cloning on the human span (arms that clone)", min=0)
+    length_tolerance: float | None = key(
+        None,
+        "only whole spans whose words differ from the human's by no more than this share are shown to the discriminator; "
+        "others earn the lowest reward of the step. null: all are shown",
+        min=0,
+    )
     sync_every: int = key(1, "steps between syncs of the sampler; 500 in the published run", min=1)
     loss_type: str = key("grpo", "how token losses are averaged, by TRL's names")
     save_at: list[int] = key([], "steps after which adapter and discriminator are kept as well as at the end")

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")
     # The demo's 2 make 40 completions a persona, of which one hit in ten and one in twenty are hard to tell apart.
     parser.add_argument("--samples", type=int, default=10, help="completions a question")
+    parser.add_argument("--examples", type=int, help="training examples of every persona (default: the demo's)")
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="results root, and calibration.json")
     words = parser.parse_args(argv)
     scales = sorted(float(word) for word in words.scales.split(","))
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rule": (__doc__ or "").split("Rule: ")[1].strip(),
         "sources": words.sources.split(","),
         "completions": words.samples * len(questions.questions("eval")),
+        "examples": words.examples,
         "model": model_inputs(ModelConfig(path=words.model)),
         "cells": rows,
         "fitting": fitting(rows),
@@ -69,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def configuration(words: argparse.Namespace, source: str, scale: float, lr: float, epochs: int) -> RunConfig:
-    """The demo's cell with another source and scale."""
+    """The demo's cell with another source, scale and number of examples."""
     task = ZltSweep(source=source)
     task.eval.samples = words.samples
+    if words.examples:
+        task.data.n_positives = task.data.n_per_negative = words.examples
     config = RunConfig(
         model=ModelConfig(path=words.model), adapter=AdapterConfig(scale=scale), task=task, name="calibration",
         lr=lr, epochs=epochs, batch_size=16, results_root=str(words.out),

@@ -15,7 +15,7 @@ Shape suffixes: O = rows of the weight (d_out), I = its columns (d_in), K = inne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from research.errors import ConfigurationError
 from research.models.base import fingerprint
-from research.models.quantization import is_quantized
 from research.models.sharding import own_rows
 
 CHUNK_ELEMENTS = 1 << 24  # float32 intermediates of one chunk: 64 MiB; smaller ones cost more launches than they save
@@ -53,22 +52,63 @@ class WeightDelta:
         return merged_OI
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Merge:
+    """One weight to be written: target = base + scale * left @ right. The target may be a part of a fused weight."""
+
+    target_OI: Tensor
+    base_OI: Tensor
+    left_OK: Tensor
+    right_KI: Tensor
+    scale: float
+
+
 def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: Tensor, scale: float) -> None:
     """Overwrite `target` with base + scale * left @ right: product and sum in float32, one rounding, little memory."""
-    left_OK, right_KI = left_OK.float() * scale, right_KI.float()
+    write_all([Merge(target_OI, base_OI, left_OK, right_KI, scale)])
+
+
+@torch.no_grad()
+def write_all(merges: Sequence[Merge]) -> None:
+    """`write_merged` of many weights.
+
+    In bfloat16 on a GPU the factors of equally shaped layers are split together: a model has hundreds of layers, and
+    to launch a dozen small kernels for each would take longer than the matrix products.
+    """
+    alike: dict[Any, list[Merge]] = {}
+    for merge in merges:
+        if _in_one_product(merge):
+            kind = (merge.left_OK.shape, merge.right_KI.shape, merge.scale, merge.target_OI.device)
+            alike.setdefault(kind, []).append(merge)
+        else:
+            _write_in_chunks(merge)
+    with _Bfloat16SumsInFloat32():
+        for group in alike.values():
+            left_NOK = torch.stack([merge.left_OK.float() for merge in group]) * group[0].scale
+            wide = split_bfloat16(left_NOK, torch.stack([merge.right_KI.float() for merge in group]))
+            for merge, left_OK, right_KI in zip(group, *wide, strict=True):
+                torch.addmm(merge.base_OI, left_OK, right_KI, out=merge.target_OI)
+
+
+def _in_one_product(merge: Merge) -> bool:
+    return (
+        merge.target_OI.is_cuda
+        and merge.target_OI.dtype == merge.base_OI.dtype == torch.bfloat16
+        and merge.right_KI.shape[0] <= WIDE
+    )
+
+
+def _write_in_chunks(merge: Merge) -> None:
+    target_OI = merge.target_OI
+    left_OK, right_KI = merge.left_OK.float() * merge.scale, merge.right_KI.float()
     wide = right_KI.shape[0] > WIDE
     if target_OI.is_cuda and not wide:
-        if target_OI.dtype == base_OI.dtype == torch.bfloat16:
-            with _Bfloat16SumsInFloat32():
-                torch.addmm(base_OI, *split_bfloat16(left_OK, right_KI), out=target_OI)
-            return
         left_OK, right_KI = split_product(left_OK, right_KI)
     rows = max(1, CHUNK_ELEMENTS // target_OI.shape[1])
     with _tf32(target_OI.is_cuda and (not wide or target_OI.dtype != torch.float32)):
         for start in range(0, target_OI.shape[0], rows):
             part = slice(start, start + rows)
-            torch.add(base_OI[part], left_OK[part] @ right_KI, out=target_OI[part])
+            torch.add(merge.base_OI[part], left_OK[part] @ right_KI, out=target_OI[part])
 
 
 def split_product(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +130,7 @@ def split_bfloat16(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
     dropped. One matrix product, which adds the bfloat16 base in float32 and rounds once, then does the whole merge.
     """
     (l1, l2, l3), (r1, r2, r3) = _bfloat16_parts(left_OK), _bfloat16_parts(right_KI)
-    return torch.cat([l1, l1, l2, l2, l1, l3], dim=1), torch.cat([r1, r2, r1, r2, r3, r1], dim=0)
+    return torch.cat([l1, l1, l2, l2, l1, l3], dim=-1), torch.cat([r1, r2, r1, r2, r3, r1], dim=-2)
 
 
 def _bfloat16_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,13 +177,16 @@ def weight_deltas(policy: nn.Module) -> Iterator[WeightDelta]:
     merged layers, DoRA and other variants, adapters on embeddings, trainable weights outside the adapter, which
     no delta carries, and a base in 4 bits.
     """
-    if is_quantized(policy):
+    layers, stray, quantized = _survey(policy)
+    if quantized:
         raise ConfigurationError(
             "model.quantization: weights in 4 bits cannot take an adapter in, whose changes rounding would drop; sample "
             "with sampler=transformers, or load the adapter onto the plain base model to merge it"
         )
-    layers = _adapter_layers(policy)
-    _refuse_trainable_weights_outside(policy, layers)
+    if layers and stray:
+        raise ConfigurationError(
+            f"{len(stray)} trainable weights outside the adapter would never reach the sampler: {', '.join(stray[:3])}"
+        )
     for name, layer in layers.items():
         left_OK, right_KI, scale = _factors(name, layer)
         base_OI, rows = own_rows(layer.get_base_layer().weight.detach())
@@ -152,13 +195,13 @@ def weight_deltas(policy: nn.Module) -> Iterator[WeightDelta]:
 
 def has_adapter(policy: nn.Module) -> bool:
     """Whether any layer of the policy carries an adapter."""
-    return bool(_adapter_layers(policy))
+    return bool(_survey(policy)[0])
 
 
 @contextlib.contextmanager
 def without_adapter(policy: nn.Module) -> Iterator[None]:
     """Inside, the policy computes as its base model. PEFT's own switch also makes frozen adapter weights trainable."""
-    layers = list(_adapter_layers(policy).values())
+    layers = list(_survey(policy)[0].values())
     before = [getattr(layer, "_disable_adapters", False) for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -182,14 +225,35 @@ def bare_name(name: str) -> str:
     return name
 
 
-def _adapter_layers(policy: nn.Module) -> dict[str, Any]:
+def _survey(policy: nn.Module) -> tuple[dict[str, Any], list[str], bool]:
+    """Adapter layers by bare name, trainable weights outside of them, and whether a weight is held in 4 bits.
+
+    One walk of its own, since a sync takes it: PyTorch's iterators over the modules and parameters of a large
+    model cost as much as the sync's matrix products.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return {
-        bare_name(n): m
-        for n, m in policy.named_modules()
-        if isinstance(m, BaseTunerLayer) or hasattr(m, "delta_factors")
-    }
+    layers: dict[str, Any] = {}
+    stray: list[str] = []
+    quantized = False
+    seen: set[int] = set()
+    todo: list[tuple[str, nn.Module, bool]] = [("", policy, False)]
+    while todo:
+        name, module, inside = todo.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        if isinstance(module, BaseTunerLayer) or hasattr(type(module), "delta_factors"):
+            layers[bare_name(name)] = module
+            inside = True
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                quantized = quantized or hasattr(parameter, "quant_state")
+                if parameter.requires_grad and not inside:
+                    stray.append(f"{name}.{leaf}".removeprefix("."))
+        prefix = f"{name}." if name else ""
+        todo += [(prefix + child, m, inside) for child, m in reversed(module._modules.items()) if m is not None]
+    return layers, stray, quantized
 
 
 def _factors(name: str, layer: Any) -> tuple[Tensor, Tensor, float]:
@@ -222,14 +286,3 @@ def _lora_factors(name: str, layer: Any, adapter: str) -> tuple[Tensor, Tensor, 
             f"{name}: only plain LoRA on linear layers can be synced (no DoRA, no bias, no transposed weight)"
         )
     return layer.lora_B[adapter].weight, layer.lora_A[adapter].weight, layer.scaling[adapter]
-
-
-def _refuse_trainable_weights_outside(policy: nn.Module, layers: dict[str, Any]) -> None:
-    if not layers:
-        return
-    prefixes = tuple(layer + "." for layer in layers)
-    stray = [n for n, p in policy.named_parameters() if p.requires_grad and not bare_name(n).startswith(prefixes)]
-    if stray:
-        raise ConfigurationError(
-            f"{len(stray)} trainable weights outside the adapter would never reach the sampler: {', '.join(stray[:3])}"
-        )

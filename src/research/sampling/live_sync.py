@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from research.errors import StaleWeightsError
-from research.models.deltas import WeightDelta, write_merged
+from research.models.deltas import Merge, WeightDelta, write_all
 
 ALL = slice(None)
 
@@ -121,15 +121,19 @@ class LiveWeights:
                 f"the sync carries {len(deltas)} layers, not the {len(self.places)} that this engine was bound with; a "
                 "policy that adapts other layers needs an engine of its own"
             )
-        for delta in deltas:
-            spot = self.places[delta.module]
-            target_OI = self.modules[spot.module].weight.data[spot.rows]
-            base_OI = self.base[delta.module] if self.keep_base else delta.base_OI[spot.out, spot.columns]
-            left_OK, right_KI = delta.left_OK[spot.out], delta.right_KI[:, spot.columns]
-            write_merged(target_OI, base_OI, left_OK.to(target_OI.device), right_KI.to(target_OI.device), delta.scale)
+        write_all([self._merge(delta) for delta in deltas])
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return len(deltas)
+
+    def _merge(self, delta: WeightDelta) -> Merge:
+        """What of a layer this rank writes, and where."""
+        spot = self.places[delta.module]
+        target_OI = self.modules[spot.module].weight.data[spot.rows]
+        base_OI = self.base[delta.module] if self.keep_base else delta.base_OI[spot.out, spot.columns]
+        left_OK, right_KI = delta.left_OK[spot.out], delta.right_KI[:, spot.columns]
+        device = target_OI.device
+        return Merge(target_OI, base_OI, left_OK.to(device), right_KI.to(device), delta.scale)
 
 
 class LiveSyncWorker:

@@ -110,13 +110,15 @@ def run(task: Imposter, cell: Cell) -> Result:
 
 def read_corpus(task: Imposter, cell: Cell, base: Base, writer: Writer) -> Corpus:
     """The pools, each as large as the task needs, of spans that the generator has room to be asked for."""
+    asked = task.discriminator
     need = {
-        "stage1": task.discriminator.pairs,
+        "stage1": asked.pairs or 2,
         "train": task.prompts,
         "cotrain": task.cotrain.pairs if task.cotrain.every else 0,
-        "evaluation": max(task.eval.documents, task.discriminator.heldout_pairs),
+        "evaluation": max(task.eval.documents, asked.heldout_pairs or 1),
     }
-    found = corpora.build(task.corpus, need, cell.config.data_seed, base.tokenizer, ["cotrain"], writer.fits)
+    whole = ["cotrain", *["stage1"] * (asked.pairs is None), *["evaluation"] * (asked.heldout_pairs is None)]
+    found = corpora.build(task.corpus, need, cell.config.data_seed, base.tokenizer, whole, writer.fits)
     sizes = ", ".join(f"{pool} {len(spans)}" for pool, spans in found.spans.items())
     skipped = ", ".join(f"{reason} {n}" for reason, n in sorted(found.skipped.items())) or "none"
     cell.progress(f"corpus: {sizes} spans; skipped: {skipped}")

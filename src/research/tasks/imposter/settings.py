@@ -31,9 +31,11 @@ class DiscriminatorConfig:
     weight_decay: float = key(0.01, "AdamW weight decay", min=0)
     epochs: int = key(2, "passes over the stage 1 pairs", min=1)
     batch_size: int = key(16, "pairs of human and generated text an optimizer step", min=1)
-    pairs: int = key(1500, "stage 1: human spans", min=2)
+    pairs: int | None = key(1500, "stage 1: human spans; null: all that the pool has", min=2)
     per_span: int = key(2, "stage 1: generated spans for each human one", min=1)
-    heldout_pairs: int = key(200, "pairs that held-out accuracy is measured on", min=1)
+    heldout_pairs: int | None = key(
+        200, "pairs that held-out accuracy is measured on; null: one from each held-out document", min=1
+    )
 
 
 @dataclass

@@ -120,7 +120,8 @@ def test_a_measurement_has_the_settings_of_its_command():
         found = json.loads(out.read_text()) if out.suffix == ".json" and out.exists() else {}
         for name, words in given.items():
             recorded = found.get("settings", found).get(name.replace("-", "_"), words)
-            assert words == [str(v) for v in (recorded if isinstance(recorded, list) else [recorded])], command
+            values = recorded if isinstance(recorded, list) else [recorded]
+            assert [type(v)(word) for v, word in zip(values, words, strict=True)] == values, command
             compared.append(name)
     assert {"steps", "repeats", "programs"} <= set(compared)
 

@@ -1,6 +1,7 @@
 """How many programs a second: warm sandboxed workers against one fresh Python process a program.
 
     python benchmarks/grader.py [--programs 400] [--workers 2] [--out benchmarks/grader.json]
+    python benchmarks/grader.py --table benchmarks/grader.json
 
 The same programs (canonical solutions, wrong ones, stubs of the shipped problems) go through all; the verdicts must
 be equal. The plain way has no protection but rlimits and a timeout: `workers` processes at a time, a program and its
@@ -21,9 +22,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from research.material.code_problems import DATA
 from research.material.code_problems import problems as generated
+from research.reporting.tables import markdown
 from research.tasks.reward_hack.grader import Grader, Program
 from research.tasks.reward_hack.problems import load
 
@@ -54,6 +57,16 @@ def bare(job: str) -> bool:
     return plain(job, ("-I", "-S"))
 
 
+def table(result: dict[str, Any]) -> str:
+    """The measurements as the table of benchmarks/README.md."""
+    rows = [
+        (f"warm workers, {result['backend']}", result["warm_per_second"], ""),
+        ("`python -c`, a process a program", result["process_per_program_per_second"], result["ratio"]),
+        ("the same without `site` and user paths", result["bare_process_per_program_per_second"], result["ratio_bare"]),
+    ]
+    return markdown(["", "programs/s", "times"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=400)
@@ -61,7 +74,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of each way; the best of each counts")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
 
     wrong = {p.id: p.wrong_solutions for p in generated("train")}
     cases = []

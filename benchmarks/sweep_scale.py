@@ -1,6 +1,7 @@
 """How long a sweep's commands take for many cells, from generated result files.
 
     python benchmarks/sweep_scale.py [--cells 10000] [--out benchmarks/sweep_scale.json] [--report]
+    python benchmarks/sweep_scale.py --table benchmarks/sweep_scale.json
 
 Makes the grid of a marker sweep in a temporary directory, with files like those that cells leave (seven in ten done,
 one in a hundred failed), and times the commands as a user runs them: a process each, imports and all. `compile` is the
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from research.material import personas, questions
+from research.reporting.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"plan": 5.0, "plan_again": 5.0, "status": 5.0, "compile": 10.0}  # seconds, for 10,000 cells
@@ -39,16 +41,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--report", action="store_true", help="also draw the figures and write the page")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
     folder = Path(tempfile.mkdtemp(prefix="sweep-scale-"))
     try:
         found = measure(folder, options.cells, options.rounds, options.report)
+        size = sum(path.stat().st_size for path in folder.rglob("run_result.json"))
     finally:
         shutil.rmtree(folder)
     document = {"cells": options.cells, "seconds": found, "limits": LIMITS, "environment": environment()}
+    document["result_megabytes"] = round(size / 1e6)
     print(json.dumps(document, indent=1))
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def table(document: dict[str, Any]) -> str:
+    """The measurements as the table of benchmarks/README.md."""
+    names = {
+        "plan": "`research.sweep plan`, nothing done yet", "plan_again": "`research.sweep plan`, seven in ten done",
+        "status": "`research.sweep status`", "compile": "compile", "report": "figures and page",
+    }  # fmt: skip
+    rows = [
+        (
+            names[step],
+            f"{found['wall']:.1f}",
+            f"{found['cpu']:.1f}",
+            f"{limit:g}" if (limit := document["limits"].get(step)) else "",
+        )
+        for step, found in document["seconds"].items()
+    ]
+    return markdown(["command", "seconds by the clock", "processor seconds", "limit by the clock"], rows)
 
 
 def measure(folder: Path, cells: int, rounds: int, draw: bool) -> dict[str, dict[str, float]]:

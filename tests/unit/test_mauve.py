@@ -80,10 +80,10 @@ def test_bad_features_are_refused():
 
 @pytest.mark.parametrize("case", ["equal", "wider", "collapsed"])
 def test_we_agree_with_the_reference_within_its_own_spread(case):
-    recorded = {row["case"]: row for row in map(json.loads, (BENCHMARKS / "mauve.jsonl").read_text().splitlines())}[
-        case
-    ]
-    benchmark = runpy.run_path(str(BENCHMARKS / "mauve.py"))
+    recorded = {
+        row["case"]: row for row in map(json.loads, (BENCHMARKS / "mauve_agreement.jsonl").read_text().splitlines())
+    }[case]
+    benchmark = runpy.run_path(str(BENCHMARKS / "mauve_agreement.py"))
     p, q = benchmark["features"](case, recorded["samples"], recorded["dimensions"])
     ours = np.mean([benchmark["ours"](p, q, recorded["buckets"], seed) for seed in range(8)], axis=0)
     for value, (mean, spread) in zip(ours, recorded["reference"].values(), strict=False):
@@ -93,7 +93,7 @@ def test_we_agree_with_the_reference_within_its_own_spread(case):
 if importlib.util.find_spec("mauve"):
 
     def test_live_reference_agrees_within_its_spread():
-        benchmark = runpy.run_path(str(BENCHMARKS / "mauve.py"))
+        benchmark = runpy.run_path(str(BENCHMARKS / "mauve_agreement.py"))
         p, q = benchmark["features"]("near", 1000, 32)
         ours, theirs = (np.array([benchmark[side](p, q, 100, s) for s in range(8)]).T for side in ("ours", "reference"))
         assert (abs(ours.mean(1) - theirs.mean(1)) < theirs.std(1, ddof=1)).all()

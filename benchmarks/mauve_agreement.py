@@ -1,21 +1,26 @@
 """Our MAUVE beside the reference implementation, on supplied features: values over seeds, and seconds.
 
-    python benchmarks/mauve.py [samples=2000] [dimensions=64] [seeds=10]
+    python benchmarks/mauve_agreement.py [--samples 2000] [--seeds 10] [--out benchmarks/mauve_agreement.jsonl]
+    python benchmarks/mauve_agreement.py --table benchmarks/mauve_agreement.jsonl
 
 The reference (`pip install mauve-text faiss-cpu`, GPL, not one of our dependencies) is measured where it is installed.
-Prints one JSON line a case: mean and standard deviation over seeds of both, and the difference in units of the
-reference's own seed-to-seed standard deviation.
+One JSON line a case: mean and standard deviation over seeds of both, and the difference in units of the reference's own
+seed-to-seed standard deviation.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from research.reporting.tables import markdown
 from research.scoring.mauve import mauve
 
 CASES = {"equal": (0.0, 1.0), "near": (0.25, 1.0), "wider": (0.0, 1.5), "far": (1.0, 1.0), "collapsed": (0.3, 0.25)}
@@ -45,13 +50,14 @@ def reference(p: np.ndarray, q: np.ndarray, buckets: int, seed: int) -> tuple[fl
     return float(result.mauve), float(result.frontier_integral)
 
 
-def main(samples: int = 2000, dimensions: int = 64, seeds: int = 10) -> None:
+def measure(samples: int, dimensions: int, seeds: int) -> Iterator[dict[str, Any]]:
     methods = {"ours": ours}
     if importlib.util.find_spec("mauve"):
         methods["reference"] = reference
     for case in CASES:
         p, q = features(case, samples, dimensions)
-        row: dict[str, object] = {"case": case, "samples": samples, "dimensions": dimensions, "buckets": samples // 10}
+        row: dict[str, Any] = {"case": case, "samples": samples, "dimensions": dimensions, "buckets": samples // 10}
+        row["seeds"] = seeds
         means, spreads = {}, {}
         for name, method in methods.items():
             start = time.perf_counter()
@@ -64,8 +70,39 @@ def main(samples: int = 2000, dimensions: int = 64, seeds: int = 10) -> None:
             }
         if "reference" in methods:
             row["difference_in_sd"] = np.round((means["ours"] - means["reference"]) / spreads["reference"], 2).tolist()
-        print(json.dumps(row), flush=True)
+        yield row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The measurements as the table of benchmarks/README.md."""
+    lines = []
+    for row in rows:
+        both = [row["ours"], row.get("reference")]
+        values = ["{:.5f} ± {:.5f}".format(*found["mauve"]) if found else "" for found in both]
+        difference = row.get("difference_in_sd", [""])[0]
+        lines.append((row["case"], *values, difference, *(found["seconds"] if found else "" for found in both)))
+    columns = ["case", "ours", "reference", "difference, its s.d.", "seconds, ours", "reference"]
+    return markdown(columns, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--dimensions", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
+    options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+        return
+    lines = []
+    for row in measure(options.samples, options.dimensions, options.seeds):
+        lines.append(json.dumps(row))
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main(**{name: int(value) for name, value in (argument.split("=") for argument in sys.argv[1:])})
+    main()

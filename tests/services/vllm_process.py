@@ -37,11 +37,13 @@ SERVER_ENVIRONMENT = {
 class VLLMProcess:
     """Starts a server in a process group of its own and waits until it answers."""
 
-    def __init__(self, model: Path, log: Path, *options: str) -> None:
+    def __init__(self, model: Path, log: Path, *options: str, **variables: str) -> None:
+        """options: after the default ones, which they overrule. variables: of its environment."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")} | SERVER_ENVIRONMENT
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
+        environment |= SERVER_ENVIRONMENT | variables
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 server_command(model, self.port, *options), stdout=output, stderr=subprocess.STDOUT, env=environment,

@@ -10,8 +10,8 @@ CUDA graphs stay valid. The prefix cache must be reset by whoever calls.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from research.errors import StaleWeightsError
 from research.models.deltas import Merge, WeightDelta, write_all
+from research.sampling.staging import Shipment, received
 
 ALL = slice(None)
 
@@ -137,33 +138,35 @@ class LiveWeights:
 
 
 class LiveSyncWorker:
-    """Mixed into vLLM's worker (`worker_extension_cls`), so that `collective_rpc` reaches every rank."""
+    """Mixed into vLLM's worker (`worker_extension_cls`), so that `collective_rpc` reaches every rank.
 
-    def research_bind(self: Any, deltas: list[WeightDelta] | bytes) -> str:
-        self.research_live = LiveWeights(self.get_model(), keep_base=isinstance(deltas, bytes))
-        return self.research_live.bind(pickle.loads(deltas) if isinstance(deltas, bytes) else deltas)
-
-    def research_write(self: Any, deltas: list[WeightDelta] | bytes) -> int:
-        return self.research_live.write(pickle.loads(deltas) if isinstance(deltas, bytes) else deltas)
-
-    def research_load(self: Any, weights: Iterable[tuple[str, Tensor]]) -> int:
-        """Copy full weights in through the model's own loader (engines whose weights are not packed)."""
-        loaded = self.get_model().load_weights(weights)
-        return len(loaded or ())
-
-
-def packed_for_workers(deltas: list[WeightDelta], with_base: bool) -> bytes:
-    """Deltas for workers in other processes: GPU tensors travel as CUDA IPC handles, without a copy.
-
-    Without the base, its place is taken by the left factor: the workers keep their own shard of the pristine weights.
+    Each method answers (result, refusal). An exception in one of several workers would reach the trainer as another
+    type, and the answers of the ranks after it would be taken for those of the next call.
     """
-    from io import BytesIO
-    from multiprocessing.reduction import ForkingPickler
 
-    import torch.multiprocessing  # noqa: F401  registers the reductions of CUDA tensors
+    research_buffer: Tensor | None = None
 
-    if not with_base:
-        deltas = [replace(delta, base_OI=delta.left_OK) for delta in deltas]
-    buffer = BytesIO()
-    ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(deltas)
-    return buffer.getvalue()
+    def research_bind(self: Any, deltas: list[WeightDelta] | list[bytes]) -> tuple[str, str]:
+        """deltas: for ranks in other processes what `staging.shared_bases` made of them."""
+        remote = isinstance(deltas[0], bytes)
+        self.research_live = LiveWeights(self.get_model(), keep_base=remote)
+        return _answer(lambda: self.research_live.bind(pickle.loads(deltas[self.rank]) if remote else deltas))
+
+    def research_write(self: Any, sent: list[WeightDelta] | Shipment) -> tuple[int, str]:
+        """sent: for ranks in other processes a shipment."""
+        if isinstance(sent, Shipment):
+            if sent.handles:
+                self.research_buffer = pickle.loads(sent.handles[self.rank])
+            sent = received(sent, self.research_buffer)
+        return _answer(lambda: self.research_live.write(sent))
+
+    def research_release(self: Any) -> None:
+        """Let go of the trainer's buffer, which could not be freed otherwise."""
+        self.research_buffer = None
+
+
+def _answer(call: Callable[[], Any]) -> tuple[Any, str]:
+    try:
+        return call(), ""
+    except StaleWeightsError as error:
+        return None, str(error)

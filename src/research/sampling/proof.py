@@ -1,11 +1,10 @@
 """Proof that a sampler holds the weights the trainer holds.
 
 The log-probs of a fixed probe are computed on both sides. They must lie closer to the policy's than to the base model's
-or to those of the policy as last synced, wherever these can be told apart; they They must agree within what the
-precision explains, and when the trainable weights have changed enough to move the trainer's, the sampler's must have
-moved too. Knows no engine: a sampler is a function from token sequences to log-probs. That function should score the
-last token of each sequence the way sampled tokens are scored (through the prefix cache, if there is one), or a stale
-cache goes unseen.
+or to those of the policy as last synced, wherever these can be told apart; they must agree within what the precision
+explains, and when the trainable weights have changed enough to move the trainer's, the sampler's must have moved too.
+Knows no engine: a sampler is a function from token sequences to log-probs. That function should score the last token of
+each sequence the way sampled tokens are scored (through the prefix cache, if there is one), or a stale cache goes unseen.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class InPlaceUpdate:
         self.client, self.model, self.directory = client, model, directory
         self.run = uuid.uuid4().hex[:8]
         self.group: Any = None
+        self.announced: list[tuple[str, str, list[int]]] = []  # name, dtype and shape, the same at every sync
         if info is None:
             raise ConfigurationError(
                 f"sampler.sync=transfer: {client.url} has no weight endpoints; start it with VLLM_SERVER_DEV_MODE=1"
@@ -159,21 +160,28 @@ class InPlaceUpdate:
         self.client.post("/collective_rpc", body)
 
     def _send(self, policy: Any) -> None:
+        """By TRL's client, which speaks to vLLM's own weight-transfer endpoints."""
+        import torch
+
         from research.models.merge import merged_weights
 
+        device = next(policy.parameters()).device
         if self.group is None:
             from trl.generation.vllm_client import VLLMClient
+            from vllm.utils.network_utils import get_open_port
 
-            self.group = VLLMClient(base_url=self.client.url, connection_timeout=self.client.timeout)
-            self.group.init_communicator(device=next(policy.parameters()).device)
-        state = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-        announced = [
-            (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
-            for name, tensor in merged_weights(policy)
-        ]
-        if not announced:
-            raise StaleWeightsError(f"{type(state).__name__} has no weights to ship")
-        self.group.update_named_params(announced, merged_weights(policy))
+            group = VLLMClient(self.client.url, group_port=get_open_port(), connection_timeout=self.client.timeout)
+            group.init_communicator(device=device)
+            self.group = group
+        if not self.announced:
+            self.announced = [
+                (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+                for name, tensor in merged_weights(policy)
+            ]
+        if not self.announced:
+            raise StaleWeightsError(f"{type(policy).__name__} has no weights to ship")
+        torch.cuda.synchronize(device)  # tensors are merged on streams of their own, which wait for nobody
+        self.group.update_named_params(self.announced, merged_weights(policy))
 
 
 class MergeAndRestart:

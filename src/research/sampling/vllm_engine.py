@@ -1,13 +1,18 @@
 """Sampling with vLLM in the trainer's process, its weights synced live.
 
-What a sync costs depends on the engine: - GPU, one process: W0 + scale * B A is written into the engine's fused
-weights; tens of milliseconds at 7B. - GPU, tensor parallel: each rank writes its shard, and keeps a copy of its
-pristine base for that. - CPU: vLLM packs linear weights and keeps its own copy of a tied head, so every merged tensor
-goes through `reload_weights`. The prefix cache is reset each time; vLLM does not do it.
+What a sync costs depends on the engine:
+
+- GPU, one process: W0 + scale * B A is written into the engine's fused weights; tens of milliseconds at 7B.
+- GPU, tensor parallel: each rank writes its shard, and keeps a copy of its pristine base for that.
+- CPU: vLLM packs linear weights and keeps its own copy of a tied head, so every merged tensor goes through
+  `reload_weights`.
+
+The prefix cache is reset each time; vLLM does not do it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import logging
@@ -21,6 +26,7 @@ from research.errors import ConfigurationError, SamplerError, StaleWeightsError
 from research.sampling.interface import Completion, SamplingParams, SyncReceipt
 from research.sampling.proof import ProofState, prove
 from research.sampling.requests import check_request, prompt_seeds
+from research.sampling.staging import Staging, shared_bases
 from research.sampling.watch import SpeedWatch
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from research.config import RunConfig
+    from research.models.deltas import WeightDelta
 
 
 class VLLMSampler:
@@ -57,7 +64,10 @@ class VLLMSampler:
             dtype = "bfloat16" if on_gpu else "float32"
         if adapters:
             engine_options |= {"enable_lora": True, "max_loras": adapters, "max_lora_rank": _lora_rank(adapter_rank)}
+        if tensor_parallel_size > 1 and os.environ.get("NCCL_NVLS_ENABLE") == "0":
+            _without_multicast(engine_options)
         self.context, self.check, self.parallel, self.adapters = context, check, tensor_parallel_size, adapters
+        self.staging = Staging(tensor_parallel_size)
         precision: Any = dtype
         self.llm: Any = LLM(
             model=str(model), dtype=precision, max_model_len=context, gpu_memory_utilization=gpu_memory_utilization,
@@ -155,6 +165,9 @@ class VLLMSampler:
             return
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        if self.staging.buffer is not None:
+            with contextlib.suppress(RuntimeError):  # ranks that died hold nothing
+                self.llm.collective_rpc("research_release")
         shutdown = getattr(self.llm.llm_engine.engine_core, "shutdown", None)
         if shutdown is not None:
             shutdown()
@@ -165,19 +178,20 @@ class VLLMSampler:
 
     def _write(self, policy: Any) -> None:
         from research.models.deltas import weight_deltas
-        from research.sampling.live_sync import packed_for_workers
 
         deltas = list(weight_deltas(policy))
         remote = self.parallel > 1
         if deltas and not self.path:
-            paths = self._rpc("research_bind", packed_for_workers(deltas, with_base=True) if remote else deltas)
-            self.path = paths[0]
+            (self.path,) = set(self._rpc("research_bind", shared_bases(deltas, self.parallel) if remote else deltas))
         if deltas and self.path == "in_place":
-            written = self._rpc("research_write", packed_for_workers(deltas, with_base=False) if remote else deltas)
-            if set(written) != {len(deltas)}:
-                raise StaleWeightsError(f"the ranks wrote {written} layers of {len(deltas)}")
+            self._write_in_place(deltas)
         else:
             self._load_all(policy, remote)
+
+    def _write_in_place(self, deltas: list[WeightDelta]) -> None:
+        written = self._rpc("research_write", self.staging.fill(deltas) if self.parallel > 1 else deltas)
+        if set(written) != {len(deltas)}:
+            raise StaleWeightsError(f"the ranks wrote {written} layers of {len(deltas)}")
 
     def _load_all(self, policy: Any, remote: bool) -> None:
         """Every merged tensor by name: engines with packed weights, and policies without an adapter."""
@@ -204,7 +218,12 @@ class VLLMSampler:
             raise StaleWeightsError("vLLM refused to reset its prefix cache: requests are still running")
 
     def _rpc(self, method: str, payload: Any) -> list[Any]:
-        return self.llm.collective_rpc(method, args=(payload,))
+        """What each rank answers. Raises StaleWeightsError with what the first refused that did."""
+        answers = self.llm.collective_rpc(method, args=(payload,))
+        for _, refusal in answers:
+            if refusal:
+                raise StaleWeightsError(refusal)
+        return [result for result, _ in answers]
 
     def _run(self, prompts: list[Any], params: Any, lora: list[Any] | None) -> list[Any]:
         if self.llm is None:
@@ -282,6 +301,12 @@ class _NoRotary(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "RotaryEmbedding" not in record.getMessage()
+
+
+def _without_multicast(engine_options: dict[str, Any]) -> None:
+    """Where NVLink multicast is off for NCCL, vLLM's own all-reduces, which would use it all the same, are off too."""
+    os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+    engine_options.setdefault("compilation_config", {"pass_config": {"fuse_allreduce_rms": False}})
 
 
 def _set_environment(in_process: bool) -> None:

@@ -1,33 +1,49 @@
-"""A GRPO step against stock TRL: `python benchmarks/grpo_step.py [--steps 6] [--sampler transformers] [--out FILE]`.
+"""A GRPO step against stock TRL: `python benchmarks/grpo_step.py [--steps 6] [--kinds stock ours ...] [--out FILE]`;
+`--table FILE` prints the table of benchmarks/README.md.
 
-Same model, LoRA, prompts, groups, loss and number of steps, one after the other in this process: `trl.GRPOTrainer` with
-its own generation (`--sampler vllm`: its colocated vLLM), and `research.training.policy.train_policy`, with and without
-a gradient constraint, and with AntiPaSTO in place of the LoRA. Rewards are a function of the token ids, so that no
+Same model, LoRA, prompts, groups, loss and number of steps, one after the other: `trl.GRPOTrainer` with its own
+generation (`--sampler vllm`: its colocated vLLM), and `research.training.policy.train_policy`, with and without a
+gradient constraint, and with AntiPaSTO in place of the LoRA. Rewards are a function of the token ids, so that no
 grader is timed. The first step of each is left out. What is compared is completion tokens a second: generated,
 rewarded and trained on; the runs draw their own completions.
 
-On the embedded model the prompts are the reward-hacking study's. --shape qwen2.5-7b and --prompt-tokens: random weights
-and prompts, for machines with a GPU and no hub.
+On the embedded model the prompts are the reward-hacking study's. On one GPU without a hub, random weights and prompts,
+and completions that all have the full length:
+
+    python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 4 --prompt-tokens 512 --max-tokens 256 \\
+        --micro-batch-size 8 --kinds stock ours erase antipasto --out benchmarks/grpo_step_3b.json
+
+There AntiPaSTO's bases are random orthonormal ones: those of random weights are no others, and cost a step the same,
+but a decomposition takes seconds a matrix. With vLLM, stock TRL runs in a process of its own, since its engine cannot
+be closed, and ours share one engine, as cells do. What --out holds of the same settings is kept: kinds may be run
+apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from zlt_cell import SHAPES, Meter, make_base
+from zlt_cell import SHAPES, Meter, clock, free, make_base
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
 from research.models import antipasto
 from research.models.adapters import attach_lora
 from research.models.base import Base
+from research.models.svd import Factors
 from research.sampling.build import build_sampler
 from research.sampling.interface import Sampler
 from research.tasks.reward_hack.dataset import make_prompts
@@ -38,9 +54,22 @@ from research.training.constraints import Constraint, knobs
 from research.training.policy import PolicyConfig, train_policy, trl_arguments
 from research.training.rollouts import Group, Prompt, Scores
 
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> row's name, arguments of `run_ours`
+    "stock": ("stock TRL", {}),
+    "ours": ("ours", {"adapter": AdapterConfig()}),
+    "unshared": ("ours, prompts not shared", {"adapter": AdapterConfig(), "share_prompts": False}),
+    "erase": ("ours, erase on frozen A", {"adapter": AdapterConfig(freeze_a=True), "constraint": "erase"}),
+    "antipasto": ("ours, AntiPaSTO", {"adapter": AdapterConfig(kind="antipasto", r=None)}),
+    "antipasto_erase": (
+        "ours, AntiPaSTO, erase", {"adapter": AdapterConfig(kind="antipasto", r=None), "constraint": "erase"}
+    ),
+}  # fmt: skip
+STOCK = KINDS["stock"][0]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS), help="which rows to run")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the embedded model")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each; one more goes before them")
     parser.add_argument("--groups", type=int, default=8)
@@ -48,44 +77,129 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=512, help="with --shape")
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--rank", type=int, default=None, help="AntiPaSTO's; default: full")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--gpu-memory", type=float, default=0.2, help="share of the GPU that vLLM takes")
+    parser.add_argument("--weights", type=Path, help="directory of --shape's weights for vLLM, made when it is not there; "
+                        "default: a temporary one")  # fmt: skip
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
     options.model = "micro"
-    lora, erase = AdapterConfig(), {"constraint": "erase"}
-    kinds = {
-        "stock TRL": lambda: run_stock(options),
-        "ours": lambda: run_ours(options, lora),
-        "ours, prompts not shared": lambda: run_ours(options, lora, share_prompts=False),
-        "ours, erase on frozen A": lambda: run_ours(options, AdapterConfig(freeze_a=True), **erase),
-        "ours, AntiPaSTO": lambda: run_ours(options, AdapterConfig(kind="antipasto")),
-        "ours, AntiPaSTO, erase": lambda: run_ours(options, AdapterConfig(kind="antipasto"), **erase),
-    }
+    with contextlib.ExitStack() as stack:
+        if options.shape and options.sampler == "vllm" and options.weights is None:
+            options.weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.shape
+        print(table(measure(options)))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    apart = ("kinds", "out", "table", "weights")
     report: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "settings": {k: v for k, v in vars(options).items() if k not in apart},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: __import__(name).__version__ for name in ("torch", "trl", "transformers", "peft")},
         "runs": {},
     }  # fmt: skip
-    print(f"{'':26}{'s a step':>10}{'tokens/s':>10}{'of stock':>10}{'constraint':>12}{'peak MiB':>10}")
-    for kind, run in kinds.items():
-        row = report["runs"][kind] = run()
-        row["times_stock"] = row["tokens_per_second"] / report["runs"]["stock TRL"]["tokens_per_second"]
+    before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    if all(before.get(part) == report[part] for part in ("settings", "device", "versions")):
+        report["runs"] = before["runs"]
+
+    def keep(kind: str, row: dict[str, Any]) -> None:
+        report["runs"] |= {KINDS[kind][0]: row}
+        report["runs"] = {name: report["runs"][name] for name, _ in KINDS.values() if name in report["runs"]}
+        stock = report["runs"].get(STOCK)
+        for found in report["runs"].values():
+            found["times_stock"] = stock and found["tokens_per_second"] / stock["tokens_per_second"]
         print(
-            f"{kind:26}{row['step_seconds']:>10.2f}{row['tokens_per_second']:>10.0f}{row['times_stock']:>10.2f}"
-            f"{row['constraint_share']:>12.2%}{row['peak_mib'] or float('nan'):>10.0f}",
-            flush=True,
+            f"{KINDS[kind][0]}: {row['step_seconds']:.2f} s a step, {row['tokens_per_second']:.0f} tokens/s", flush=True
         )
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    if options.sampler == "vllm":
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # TRL reaches into the engine, and so do we
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import LLM  # noqa: F401  here: it keeps the frames that import it first, and a policy in them, for good
+    if options.weights and not (options.weights / "tokenizer.json").exists():  # which is written last
+        make_base(options, save_to=options.weights)
+        free()
+    samplers = Samplers(options)
+    for kind in sorted(options.kinds, key=list(KINDS).index):  # stock first, with the whole device
+        start = time.perf_counter()
+        if kind != "stock":
+            row = run_ours(options, samplers, **KINDS[kind][1])
+        elif options.sampler == "vllm" and options.kinds != ["stock"]:
+            row = run_apart(options, kind)
+        else:
+            row = run_stock(options)
+        if options.sampler == "transformers":
+            samplers.close()
+        keep(kind, row | {"whole_seconds": time.perf_counter() - start})
+    samplers.close()
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """The measurements as the table of benchmarks/README.md."""
+    memory = any(row.get("peak_mib") for row in report["runs"].values())
+    lines = ["| | s a step | tokens/s | of stock | constraint's share |" + (" peak GiB |" if memory else "")]
+    lines.append("|---" * (6 if memory else 5) + "|")
+    for kind, row in report["runs"].items():
+        of_stock = f"{row['times_stock']:.2f}" if row["times_stock"] else ""
+        share = f"{row['constraint_share']:.2%}" if row["constraint_share"] else ""
+        line = f"| {kind} | {row['step_seconds']:.2f} | {row['tokens_per_second']:,.0f} | {of_stock} | {share} |"
+        lines.append(line + (f" {row['peak_mib'] / 1024:.1f} |" if memory else ""))
+    return re.sub(r"\| +(?=\|)", "| ", "\n".join(lines))
+
+
+def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """One kind in a process of its own, which takes its engine with it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "row.json"
+        command = [sys.executable, __file__, "--kinds", kind, "--out", str(out)]
+        for name, value in vars(options).items():
+            if value is not None and name not in ("kinds", "out", "table", "model"):
+                command += [f"--{name.replace('_', '-')}", str(value)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(out.read_text())["runs"][KINDS[kind][0]]
+
+
+class Samplers:
+    """Each policy's sampler: one of its own, or the one vLLM engine with its weights synced in."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.held = options, None
+
+    def of(self, policy: Any, base: Base) -> Sampler:
+        options = self.options
+        if self.held is not None:
+            self.held.sync(policy)
+            return self.held
+        path = str(options.weights) if options.weights else base.config.path
+        context = options.prompt_tokens + options.max_tokens if options.shape else base.config.context
+        config = RunConfig(
+            model=ModelConfig(name=base.config.name, path=path, context=context),
+            sampler=SamplerConfig(kind=options.sampler, gpu_memory_utilization=options.gpu_memory),
+        )
+        self.held = build_sampler(config, policy, base.tokenizer)
+        return self.held
+
+    def close(self) -> None:
+        if self.held is not None:
+            self.held.close()
+        self.held = None
 
 
 def settings(options: argparse.Namespace, stop: int, share_prompts: bool = True) -> PolicyConfig:
+    """Random weights of a shape stop at no token: all completions have the same length, in every run."""
     optim = Optimization(micro_batch_size=options.micro_batch_size, checkpoint_seconds=1e9)
     return PolicyConfig(
         steps=options.steps + 1, lr=1e-4, batch_size=options.groups * options.group_size, max_tokens=options.max_tokens,
-        group_size=options.group_size, stop_token_ids=(stop,), optim=optim, share_prompts=share_prompts,
+        group_size=options.group_size, stop_token_ids=() if options.shape else (stop,), optim=optim, share_prompts=share_prompts,
     )  # fmt: skip
 
 
@@ -102,9 +216,7 @@ class Clock:
         self.tokens: list[int] = []
 
     def __call__(self, completions: list[list[int]]) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(clock())
         self.tokens.append(sum(map(len, completions)))
 
     def result(self, meter: Meter, constraint_seconds: float = 0.0) -> dict[str, Any]:
@@ -126,57 +238,80 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
 
     base = make_base(options)
     policy = attach_lora(base, AdapterConfig(), seed=0)
-    prompts, clock = make_prompts_for(options, base), Clock()
+    prompts, timer = make_prompts_for(options, base), Clock()
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        clock(completion_ids)
+        timer(completion_ids)
         return even_ids(completion_ids)
 
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
         arguments = trl_arguments(settings(options, base.tokenizer.eos_token_id), Path(scratch), base.device.type)
         if options.sampler == "vllm":
             arguments.use_vllm, arguments.vllm_mode = True, "colocate"
-            arguments.vllm_gpu_memory_utilization = 0.3
+            arguments.vllm_gpu_memory_utilization = options.gpu_memory
+            arguments.vllm_importance_sampling_correction = False  # ours does without that forward pass as well
+            base.model.name_or_path = str(options.weights) if options.weights else base.model.name_or_path
+            if options.shape:
+                arguments.vllm_max_model_length = options.prompt_tokens + options.max_tokens
+        if options.shape:
+            full = {"ignore_eos": True} if options.sampler == "vllm" else {"min_new_tokens": options.max_tokens}
+            arguments.generation_kwargs = full
         texts = [base.tokenizer.decode(prompt.token_ids) for prompt in prompts]
-        if any(len(base.tokenizer.encode(t)) != len(p.token_ids) for t, p in zip(texts, prompts, strict=True)):
-            raise SystemExit("TRL would read prompts of other lengths than ours")
+        if any(base.tokenizer.encode(t) != list(p.token_ids) for t, p in zip(texts, prompts, strict=True)):
+            raise SystemExit("TRL would read other prompts than ours")
         trainer = GRPOTrainer(
             policy, reward, arguments, Dataset.from_dict({"prompt": texts}), processing_class=base.tokenizer
         )
         trainer.log = lambda *_: None  # nothing printed
         trainer.train()
-    return clock.result(meter)
+    return timer.result(meter)
 
 
 def run_ours(
-    options: argparse.Namespace, adapter: AdapterConfig, constraint: str = "none", share_prompts: bool = True
-) -> dict[str, Any]:
+    options: argparse.Namespace, samplers: Samplers, adapter: AdapterConfig,
+    constraint: str = "none", share_prompts: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     base = make_base(options)
     if adapter.kind == "antipasto":
-        policy = antipasto.attach(base.model, adapter.targets, adapter.r, Path(tempfile.gettempdir()) / "svd")
+        if options.shape:
+            antipasto.decompose = random_factors
+        policy = antipasto.attach(base.model, adapter.targets, options.rank, Path(tempfile.gettempdir()) / "svd")
     else:
         policy = attach_lora(base, adapter, seed=0)
-    clock, watched = Clock(), None
+    timer, watched = Clock(), None
     if constraint != "none":
         watched = Timed(constraint, restore_magnitude=True, directions=random_directions(policy))
 
     def reward(groups: list[Group], step: int) -> Scores:
         rewards = [even_ids([list(r.token_ids) for r in group.rollouts]) for group in groups]
-        clock([list(r.token_ids) for group in groups for r in group.rollouts])
+        timer([list(r.token_ids) for group in groups for r in group.rollouts])
         return Scores(rewards)
 
-    model = ModelConfig(name="micro") if not options.shape else base.config
-    sampler: Sampler = build_sampler(
-        RunConfig(model=model, sampler=SamplerConfig(kind=options.sampler)), policy, base.tokenizer
-    )
+    sampler = samplers.of(policy, base)
     config = settings(options, base.tokenizer.eos_token_id, share_prompts)
+    said: list[str] = []
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
         train_policy(
             policy, base.tokenizer, make_prompts_for(options, base), reward, sampler=sampler, config=config,
-            scratch=Path(scratch), constraint=watched, progress=lambda line: None,
+            scratch=Path(scratch), constraint=watched, progress=said.append,
         )  # fmt: skip
-    sampler.close()
-    return clock.result(meter, 0.0 if watched is None else watched.seconds)
+    for line in said:
+        if "computes its own prompt" in line:
+            print(line, flush=True)
+    return timer.result(meter, 0.0 if watched is None else watched.seconds)
+
+
+def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:
+    """Orthonormal bases as `research.models.svd.decompose` gives them, without decomposing: for random weights."""
+    r = min(weight.shape) if rank is None else min(rank, *weight.shape)
+    left, right = (orthonormal(side, r, weight.device) for side in weight.shape)
+    values = torch.ones(r, device=weight.device)
+    return Factors(left.to(weight.dtype, copy=True), values, right.T.to(weight.dtype, copy=True).contiguous())
+
+
+@functools.cache
+def orthonormal(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(rows, columns, device=device)).Q
 
 
 class Timed(Constraint):
@@ -185,17 +320,17 @@ class Timed(Constraint):
     seconds = 0.0
 
     def apply(self, knobs: Any) -> dict[str, float]:
-        start = time.perf_counter()
+        start = clock()  # what the backward pass has queued is not the constraint's
         found = super().apply(knobs)  # its metrics are numbers: the device has caught up
         self.seconds += time.perf_counter() - start
         return found
 
 
 def random_directions(policy: Any, rows: int = 4) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
     found = {}
     for knob in knobs(policy):
-        drawn = torch.randn(knob.parameter.numel(), rows, generator=generator)
+        generator = torch.Generator(knob.parameter.device).manual_seed(0)
+        drawn = torch.randn(knob.parameter.numel(), rows, generator=generator, device=knob.parameter.device)
         found[knob.name] = torch.linalg.qr(drawn).Q.T.contiguous()
     return found
 

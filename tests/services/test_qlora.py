@@ -200,7 +200,7 @@ def test_a_cell_runs_end_to_end(tiny_model_dir, tmp_path):
         tmp_path, "task=imposter", "model.name=tiny", f"model.path={tiny_model_dir}", "model.quantization=nf4",
         "lr=3e-3", "steps=2", "batch_size=8", "adapter.r=4", "task.prompts=8", "task.generation.max_tokens=12",
         "task.discriminator.hidden=32", "task.discriminator.layers=1", "task.discriminator.max_length=48",
-        "task.discriminator.epochs=1", "task.discriminator.pairs=16", "task.discriminator.heldout_pairs=8",
+        "task.same_lengths=false", "task.discriminator.epochs=1", "task.discriminator.pairs=16", "task.discriminator.heldout_pairs=8",
         "task.discriminator.per_span=1", "task.cotrain.every=2", "task.cotrain.pairs=8", "task.cotrain.replay=8",
         "task.eval.documents=8", "task.eval.candidates=2", "task.eval.mauve=false",
     )  # fmt: skip

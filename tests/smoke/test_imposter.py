@@ -185,7 +185,7 @@ def test_two_processes_train_as_one(tiny_model_dir, tmp_path):
         "task=imposter", "model.name=tiny", f"model.path={tiny_model_dir}", "lr=3e-3", "steps=4", "batch_size=8",
         "seed=3", "adapter.r=4", "adapter.dropout=0", "task.prompts=8", "task.generation.max_tokens=12",
         "task.discriminator.hidden=32", "task.discriminator.layers=1", "task.discriminator.max_length=48",
-        "task.discriminator.epochs=1", "task.discriminator.pairs=16", "task.discriminator.heldout_pairs=8",
+        "task.same_lengths=false", "task.discriminator.epochs=1", "task.discriminator.pairs=16", "task.discriminator.heldout_pairs=8",
         "task.discriminator.per_span=1", "task.cotrain.every=2", "task.cotrain.pairs=8", "task.cotrain.replay=8",
         "task.eval.documents=8", "task.eval.candidates=2", "task.eval.mauve=false", "task.save_at=[2]",
     ]  # fmt: skip

@@ -90,9 +90,9 @@ class Table:
         return [Scored(self.logits.get(span.text, math.nan)) for span in spans]
 
 
-def scored(judge, texts, reinforce=True, length_tolerance=None):
+def scored(judge, texts, reinforce=True, words=None):
     writer = Writer.__new__(Writer)
-    writer.form, writer.tolerance = "sentence", length_tolerance
+    writer.form, writer.words = "sentence", words
     rollouts = [Rollout([1], [0.0], text, "stop") for text in texts]
     group = Group(0, Prompt([1], {"span": CONTEXT}), rollouts)
     return AdversarialReward(judge, writer, "logit", reinforce)([group], step=1)
@@ -110,10 +110,9 @@ def test_what_cannot_be_judged_earns_no_reward_and_is_counted():
 
 
 def test_a_length_that_gives_a_span_away_is_not_shown_and_earns_the_lowest_reward():
-    """Of a human span of eight words, four to twelve are shown."""
     good, bad, long, short = "one two three four five", "one two three four five six seven", "w " * 14, "one two"
     judge = Table({CONTEXT.text: 3.0, good: 1.0, bad: -2.0})  # the others are not in it: asking would give no number
-    found = scored(judge, [good, long.strip(), bad, short], length_tolerance=0.5)
+    found = scored(judge, [good, long, bad, short], words=(4, 12))
     assert found.rewards == [[1.0, -2.0, -2.0, -2.0]]
     assert found.metrics["not_shown_rate"] == 1 / 2 and found.metrics["nan_rate"] == 0
     assert found.metrics["generated_logit"] == -0.5

@@ -24,8 +24,8 @@ NAN = float("nan")
 class AdversarialReward:
     """The discriminator's logit of each written span: raw, squashed to (0, 1), or as a rank within its group.
 
-    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. With a length tolerance,
-    spans that the judge is not shown (`Writer.judgeable`) earn the lowest reward of the step. Without `reinforce` every
+    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Where lengths
+    must match, spans that the judge is not shown (`Writer.judgeable`) earn the lowest reward of the step. Without `reinforce` every
     reward is 0, and the logits are only logged.
     """
 
@@ -36,7 +36,7 @@ class AdversarialReward:
         human = [group.prompt.record["span"] for group in groups]
         written = [[self.writer.read(r.text, r.finish_reason) for r in group.rollouts] for group in groups]
         logits = self._logits(human, written)
-        rewards = self._rewards(human, written, logits)
+        rewards = self._rewards(written, logits)
         records = [
             [{"text": w.text, "logit": logit} for w, logit in zip(texts, row, strict=True)]
             for texts, row in zip(written, logits, strict=True)
@@ -45,7 +45,7 @@ class AdversarialReward:
         return Scores(rewards, records, self._metrics(human, human_logits, written, logits))
 
     def _logits(self, human: Sequence[Span], written: Sequence[Sequence[Written]]) -> list[list[float]]:
-        shown = [[self.writer.judgeable(span, w) for w in ws] for span, ws in zip(human, written, strict=True)]
+        shown = [[self.writer.judgeable(w) for w in ws] for ws in written]
         rows = [
             replace(span, text=w.text)
             for span, ws, oks in zip(human, written, shown, strict=True)
@@ -55,19 +55,17 @@ class AdversarialReward:
         scored = iter(self.judge.discriminator.score(rows)) if rows else iter(())
         return [[self._logit(next(scored)) if ok else NAN for ok in oks] for oks in shown]
 
-    def _rewards(
-        self, human: Sequence[Span], written: Sequence[Sequence[Written]], logits: Sequence[Sequence[float]]
-    ) -> list[list[float]]:
+    def _rewards(self, written: Sequence[Sequence[Written]], logits: Sequence[Sequence[float]]) -> list[list[float]]:
         if not self.reinforce:
             return [[0.0] * len(row) for row in logits]
         rewards = [_transformed(row, self.kind) for row in logits]
         finite = [x for row in rewards for x in row if math.isfinite(x)]
-        if self.writer.tolerance is None or not finite:
+        if self.writer.words is None or not finite:
             return rewards
         lowest = min(finite)
         return [
-            [x if self.writer.judgeable(span, w) else lowest for x, w in zip(row, ws, strict=True)]
-            for row, ws, span in zip(rewards, written, human, strict=True)
+            [x if self.writer.judgeable(w) else lowest for x, w in zip(row, ws, strict=True)]
+            for row, ws in zip(rewards, written, strict=True)
         ]
 
     def _logit(self, scored: Scored) -> float:
@@ -85,8 +83,8 @@ class AdversarialReward:
         judged = [logit for row in logits for logit in row if math.isfinite(logit)]
         texts = [w for row in written for w in row]
         shown = [
-            (x, self.writer.judgeable(span, w))
-            for span, row, ws in zip(human, logits, written, strict=True)
+            (x, self.writer.judgeable(w))
+            for row, ws in zip(logits, written, strict=True)
             for x, w in zip(row, ws, strict=True)
         ]
         not_finite = sum(not math.isfinite(x) for x in human_logits)
@@ -122,9 +120,7 @@ class CotrainRound:
         spans = [self.pool[(start + i) % len(self.pool)] for i in range(self.judge.config.pairs)]
         written = self.writer.write(moment.sampler, spans, 1, stable_seed(self.seed, "cotrain", moment.step))
         fresh = [
-            Pair(span, row[0].text)
-            for span, row in zip(spans, written, strict=True)
-            if self.writer.judgeable(span, row[0])
+            Pair(span, row[0].text) for span, row in zip(spans, written, strict=True) if self.writer.judgeable(row[0])
         ]
         metrics = self.judge.round(fresh) if fresh else {"cotrain/fresh": 0}
         self.judge.agree()

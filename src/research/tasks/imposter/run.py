@@ -70,7 +70,7 @@ def run(task: Imposter, cell: Cell) -> Result:
         base: Base = cell.shared.get(("base", str(asdict(config.model))), lambda: load_base(config.model))
         writer = Writer(
             base.tokenizer, task.corpus.form, task.generation, config.model.thinking, config.model.context,
-            task.length_tolerance,
+            (task.corpus.min_words, task.corpus.max_words) if task.same_lengths else None,
         )  # fmt: skip
     with cell.phase("corpus"):
         corpus = read_corpus(task, cell, base, writer)
@@ -110,18 +110,20 @@ def run(task: Imposter, cell: Cell) -> Result:
 
 def read_corpus(task: Imposter, cell: Cell, base: Base, writer: Writer) -> Corpus:
     """The pools, each as large as the task needs, of spans that the generator has room to be asked for."""
-    asked = task.discriminator
+    asked, config = task.discriminator, cell.config
+    assert config.batch_size is not None
     need = {
         "stage1": asked.pairs or 2,
-        "train": task.prompts,
+        "train": task.prompts or config.batch_size // task.candidates,
         "cotrain": task.cotrain.pairs if task.cotrain.every else 0,
         "evaluation": max(task.eval.documents, asked.heldout_pairs or 1),
     }
-    whole = ["cotrain", *["stage1"] * (asked.pairs is None), *["evaluation"] * (asked.heldout_pairs is None)]
-    found = corpora.build(task.corpus, need, cell.config.data_seed, base.tokenizer, whole, writer.fits)
-    sizes = ", ".join(f"{pool} {len(spans)}" for pool, spans in found.spans.items())
+    sizes = {"train": task.prompts, "cotrain": None, "stage1": asked.pairs, "evaluation": asked.heldout_pairs}
+    whole = [pool for pool, size in sizes.items() if size is None]
+    found = corpora.build(task.corpus, need, config.data_seed, base.tokenizer, whole, writer.fits)
+    counted = ", ".join(f"{pool} {len(spans)}" for pool, spans in found.spans.items())
     skipped = ", ".join(f"{reason} {n}" for reason, n in sorted(found.skipped.items())) or "none"
-    cell.progress(f"corpus: {sizes} spans; skipped: {skipped}")
+    cell.progress(f"corpus: {counted} spans; skipped: {skipped}")
     return found
 
 
@@ -131,7 +133,7 @@ def first_stage(task: Imposter, cell: Cell, base: Base, corpus: Corpus, writer: 
     depends_on = {
         "weights": base.weights_hash, "sampler": config.sampler.kind, "seed": config.seed, "form": task.corpus.form,
         "discriminator": asdict(task.discriminator), "generation": asdict(task.generation),
-        "length_tolerance": task.length_tolerance,
+        "same_lengths": task.same_lengths,
         "spans": [[asdict(span) for span in corpus.spans[pool]] for pool in ("stage1", "evaluation")],
     }  # fmt: skip
     directory = cell.cache / "imposter_stage1" / _digest(depends_on)
@@ -187,13 +189,11 @@ def _base_pairs(writer: Writer, sampler: Sampler, spans: list[Span], n: int, see
     Raises ConfigurationError when nothing is left.
     """
     written = writer.write(sampler, spans, n, seed)
-    pairs = [
-        Pair(span, w.text) for span, ws in zip(spans, written, strict=True) for w in ws if writer.judgeable(span, w)
-    ]
+    pairs = [Pair(span, w.text) for span, ws in zip(spans, written, strict=True) for w in ws if writer.judgeable(w)]
     if not pairs:
         raise ConfigurationError(
             f"of {n * len(spans)} spans that the generator wrote none can be shown to the discriminator: all are empty, "
-            "or longer or shorter than task.length_tolerance allows. Raise it, or task.generation.max_tokens"
+            "or longer or shorter than task.same_lengths allows. Raise task.generation.max_tokens, or lower task.corpus.min_words"
         )
     return pairs, n * len(spans) - len(pairs)
 

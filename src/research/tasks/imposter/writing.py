@@ -25,19 +25,19 @@ class Written:
 class Writer:
     """Turns spans into prompts, and completions into written spans.
 
-    length_tolerance: see `Imposter.length_tolerance`.
+    words: the fewest and most words of a span that a discriminator is shown; None: of any length.
     """
 
     def __init__(
         self, tokenizer: Any, form: str, config: GenerationConfig, thinking: bool | None, context: int,
-        length_tolerance: float | None = None,
+        words: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise ConfigurationError(
                 "task=imposter needs a model with a chat template and an end-of-turn token; its tokenizer has "
                 f"chat_template={'set' if tokenizer.chat_template else None}, eos_token_id={tokenizer.eos_token_id}"
             )
-        self.tokenizer, self.form, self.config, self.tolerance = tokenizer, form, config, length_tolerance
+        self.tokenizer, self.form, self.config, self.words = tokenizer, form, config, words
         self.options = {} if thinking is None else {"enable_thinking": thinking}
         self.room = context - config.max_tokens
 
@@ -71,15 +71,11 @@ class Writer:
         """A decoded completion as a written span."""
         return Written(text.strip() if self.form == "window" else parse_fill(text), finish_reason != "stop")
 
-    def judgeable(self, human: Span, written: Written) -> bool:
-        """Whether a discriminator is shown a span: not an empty one and, with a tolerance, a whole one about as long as
-        the human's. (The human text of a window is cut as well.)
-        """
-        if self.tolerance is None or not written.text:
+    def judgeable(self, written: Written) -> bool:
+        """Whether a discriminator is shown a span: not an empty one and, with `words`, a whole one of such a length."""
+        if self.words is None or not written.text:
             return bool(written.text)
-        words = len(human.text.split())
-        whole = self.form == "window" or not written.cut
-        return whole and abs(len(written.text.split()) - words) <= self.tolerance * words
+        return not written.cut and self.words[0] <= len(written.text.split()) <= self.words[1]
 
     def write(self, sampler: Sampler, spans: Sequence[Span], n: int, seed: int) -> list[list[Written]]:
         """`n` written spans for each human one, with the weights that the sampler holds."""

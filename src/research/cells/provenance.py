@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,7 +20,12 @@ LIBRARIES = (
 
 def provenance(command: str) -> dict[str, Any]:
     """The facts that are the same for every cell of a process. `command` is the line the user typed."""
-    return {**_code(), **_software(), **_hardware(), "command": command}
+    return {**_code(), **_software(), **_hardware(), "command": placeless(command)}
+
+
+def placeless(command: str) -> str:
+    """The command without where its results go: a path of the machine, which changes nothing in them."""
+    return shlex.join(word for word in shlex.split(command) if not word.startswith("results_root="))
 
 
 def now() -> str:

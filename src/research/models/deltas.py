@@ -72,40 +72,29 @@ def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: 
 def write_all(merges: Sequence[Merge]) -> None:
     """`write_merged` of many weights.
 
-    In bfloat16 on a GPU the factors of equally shaped layers are split together: a model has hundreds of layers, and
-    to launch a dozen small kernels for each would take longer than the matrix products.
+    On a GPU the factors of equally shaped layers are split together: a model has hundreds of layers, and to launch a
+    dozen small kernels for each would take longer than the matrix products.
     """
     alike: dict[Any, list[Merge]] = {}
     for merge in merges:
-        if _in_one_product(merge):
+        if merge.target_OI.is_cuda and merge.right_KI.shape[0] <= WIDE:
             kind = (merge.left_OK.shape, merge.right_KI.shape, merge.scale, merge.target_OI.device)
             alike.setdefault(kind, []).append(merge)
         else:
-            _write_in_chunks(merge)
-    with _Bfloat16SumsInFloat32():
-        for group in alike.values():
-            left_NOK = torch.stack([merge.left_OK.float() for merge in group]) * group[0].scale
-            wide = split_bfloat16(left_NOK, torch.stack([merge.right_KI.float() for merge in group]))
-            for merge, left_OK, right_KI in zip(group, *wide, strict=True):
-                torch.addmm(merge.base_OI, left_OK, right_KI, out=merge.target_OI)
+            fast = merge.target_OI.is_cuda and merge.target_OI.dtype != torch.float32
+            _write(merge, merge.left_OK.float() * merge.scale, merge.right_KI.float(), tf32=fast)
+    for group in alike.values():
+        left_NOK = torch.stack([merge.left_OK.float() for merge in group]) * group[0].scale
+        right_NKI = torch.stack([merge.right_KI.float() for merge in group])
+        for merge, left_OK, right_KI in zip(group, *split_product(left_NOK, right_NKI), strict=True):
+            _write(merge, left_OK, right_KI, tf32=True)
 
 
-def _in_one_product(merge: Merge) -> bool:
-    return (
-        merge.target_OI.is_cuda
-        and merge.target_OI.dtype == merge.base_OI.dtype == torch.bfloat16
-        and merge.right_KI.shape[0] <= WIDE
-    )
-
-
-def _write_in_chunks(merge: Merge) -> None:
+def _write(merge: Merge, left_OK: Tensor, right_KI: Tensor, tf32: bool) -> None:
+    """The product as a matrix of its own: cuBLAS, asked to add a bfloat16 base itself, rounds the product before."""
     target_OI = merge.target_OI
-    left_OK, right_KI = merge.left_OK.float() * merge.scale, merge.right_KI.float()
-    wide = right_KI.shape[0] > WIDE
-    if target_OI.is_cuda and not wide:
-        left_OK, right_KI = split_product(left_OK, right_KI)
     rows = max(1, CHUNK_ELEMENTS // target_OI.shape[1])
-    with _tf32(target_OI.is_cuda and (not wide or target_OI.dtype != torch.float32)):
+    with _tf32(tf32):
         for start in range(0, target_OI.shape[0], rows):
             part = slice(start, start + rows)
             torch.add(merge.base_OI[part], left_OK[part] @ right_KI, out=target_OI[part])
@@ -114,46 +103,18 @@ def _write_in_chunks(merge: Merge) -> None:
 def split_product(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
     """Factors three times as wide whose product in TF32 is left @ right in float32, but for 2**-21 of each term.
 
-    Each number is a TF32 part and a rest; the product of the two rests is dropped. Tensor cores then do what
+    Takes stacks of factors too. Each number is a TF32 part and a rest; the product of the two rests is dropped. Tensor cores then do what
     float32 arithmetic does more slowly (error-corrected TF32: Ootomo and Yokota 2022, arXiv:2203.03341).
     """
     left_high, right_high = _tf32_part(left_OK), _tf32_part(right_KI)
-    left = torch.cat([left_high, left_high, left_OK - left_high], dim=1)
-    right = torch.cat([right_high, right_KI - right_high, right_high], dim=0)
+    left = torch.cat([left_high, left_high, left_OK - left_high], dim=-1)
+    right = torch.cat([right_high, right_KI - right_high, right_high], dim=-2)
     return left, right
-
-
-def split_bfloat16(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
-    """bfloat16 factors six times as wide whose product is left @ right in float32, but for 2**-23 of each term.
-
-    Each number is the sum of three bfloat16 numbers of falling size; of the nine products the three smallest are
-    dropped. One matrix product, which adds the bfloat16 base in float32 and rounds once, then does the whole merge.
-    """
-    (l1, l2, l3), (r1, r2, r3) = _bfloat16_parts(left_OK), _bfloat16_parts(right_KI)
-    return torch.cat([l1, l1, l2, l2, l1, l3], dim=-1), torch.cat([r1, r2, r1, r2, r3, r1], dim=-2)
-
-
-def _bfloat16_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    first = x.bfloat16()
-    rest = x - first
-    second = rest.bfloat16()
-    return first, second, (rest - second).bfloat16()
 
 
 def _tf32_part(x: Tensor) -> Tensor:
     """x with the 13 lowest bits of its mantissa cleared, which TF32 holds exactly."""
     return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
-
-
-class _Bfloat16SumsInFloat32:
-    """Inside, bfloat16 products keep their partial sums in float32; PyTorch's default lets some be bfloat16."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-    def __exit__(self, *_: Any) -> None:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = self.before
 
 
 class _tf32:

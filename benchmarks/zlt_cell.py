@@ -87,7 +87,7 @@ def main() -> None:
         "ours": lambda: run_ours(options),
     }
     report: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("out", "table")},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: __import__(name).__version__ for name in ("torch", "trl", "transformers", "peft")},

@@ -69,5 +69,7 @@ class VLLMProcess:
             except (OSError, urllib.error.URLError):
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.stop()
-                    raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-3000:]}") from None
+                    log = self.log.read_text()  # the engine's own error stands far above the API server's last words
+                    errors = [line for line in log.splitlines() if "Error" in line]
+                    raise RuntimeError("\n".join(["the server did not start:", *errors[:20], log[-2000:]])) from None
                 time.sleep(0.3)

@@ -80,6 +80,15 @@ def test_draws_depend_on_seed_and_prompt_only(sampler):
     assert first[0].token_ids != second[0].token_ids  # a repeated prompt is another draw
 
 
+def test_prompts_that_no_one_batch_holds(sampler):
+    """Twelve thousand prompt tokens: a seeded prompt must not be split over two batches on a CPU."""
+    prompts = [[(7 * i + j) % 60 for j in range(200)] for i in range(60)]
+    params = SamplingParams(max_tokens=4, seed=1)
+    drawn = sampler.generate(prompts, 1, params)
+    assert [len(group) for group in drawn] == [1] * 60
+    assert sampler.generate(prompts[40:41], 1, params)[0][0].token_ids == drawn[40][0].token_ids
+
+
 def test_greedy_and_stop_tokens(sampler):
     (greedy,) = sampler.generate(PROMPTS[:1], 2, SamplingParams(temperature=0, max_tokens=6))
     assert greedy[0] == greedy[1]

@@ -64,6 +64,10 @@ class VLLMSampler:
             dtype = "bfloat16" if on_gpu else "float32"
         if adapters:
             engine_options |= {"enable_lora": True, "max_loras": adapters, "max_lora_rank": _lora_rank(adapter_rank)}
+        if (
+            not on_gpu
+        ):  # a prompt that is split over two batches rewinds its generator, which PyTorch's for CPUs cannot do
+            engine_options.setdefault("enable_chunked_prefill", False)
         if tensor_parallel_size > 1 and os.environ.get("NCCL_NVLS_ENABLE") == "0":
             _without_multicast(engine_options)
         self.context, self.check, self.parallel, self.adapters = context, check, tensor_parallel_size, adapters

@@ -7,6 +7,7 @@ import tomllib
 
 import yaml
 
+from pages import reward_hack, zlt_sweep
 from pages.claim import Claim, cells, same, word
 from pages.reading import ROOT
 
@@ -31,11 +32,29 @@ def shipped_cells(experiment: str) -> int:
     return math.prod(len(str(values).split(",")) for values in params.values())
 
 
-def hack_minutes() -> tuple[str, ...]:
+def hack_minutes() -> tuple:
     rows = cells("reward_hack/micro")
     minutes = [row["wall_seconds"]["total"] / 60 for row in rows]
     threads = same(row["provenance"]["cpu_threads"] for row in rows)
-    return tuple(map(word, (len(rows), math.floor(min(minutes)), math.ceil(max(minutes)), threads)))
+    return len(rows), *map(word, (math.floor(min(minutes)), math.ceil(max(minutes)), threads))
+
+
+def published_sizes() -> tuple:
+    rows = zlt_sweep.place(*zlt_sweep.PUBLISHED_PLACE)
+    assert all(row["success"] for row in rows)
+    _, low, high, other = zlt_sweep.rates(rows)
+    return word(len(rows)), low, high, other
+
+
+def to_run() -> tuple[int]:
+    zlt_sweep.missing()
+    return (shipped_cells("zlt_published_sizes") - len(cells(zlt_sweep.SIZES)),)
+
+
+def prevented() -> tuple:
+    assert reward_hack.mean(reward_hack.REBOUND, "hack_rate") == 0
+    assert reward_hack.mean(reward_hack.REBOUND, "pass_rate") < reward_hack.base_rates()[1] / 100 / 2
+    return ()
 
 
 CLAIMS = [
@@ -49,4 +68,11 @@ CLAIMS = [
         lambda: (word(sum(row["success"] for row in cells("zlt_sweep/micro_grid"))),),
     ),
     Claim(PAGE, "{} cells of {} to {} minutes on {} core)", hack_minutes),
+    Claim(PAGE, "Rebound, a change of the reward, prevents hacking and solving alike", prevented),
+    Claim(
+        PAGE,
+        "the published place is clean in each of {} seeds: the source at {:.1f} to {:.1f} %, nobody else above {:.1f} %",
+        published_sizes,
+    ),
+    Claim(PAGE, "{} of those {} cells", lambda: (*to_run(), shipped_cells("zlt_published_sizes"))),
 ]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from pages.claim import Claim, cells, same, setting, word
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import accumulate
+from typing import Any
 
-PAGE, SWEEP = "experiments/zlt_sweep/README.md", "zlt_sweep/micro_grid"
+from pages.claim import Claim, cells, same, setting, word
+from pages.reading import ROOT
+from research.tasks.zlt_sweep.derive import leak
+
+PAGE, SWEEP, SIZES = "experiments/zlt_sweep/README.md", "zlt_sweep/micro_grid", "zlt_sweep/published_sizes"
+PUBLISHED_PLACE = 5e-6, 20
 
 
 def grid() -> tuple:
@@ -22,6 +31,114 @@ def published_place() -> tuple[str, int]:
     return "5e-6", 20
 
 
+def place(lr: float, epochs: int) -> list[dict[str, Any]]:
+    """The finished seeds of one learning rate and number of epochs, at the published sizes."""
+    return [row for row in cells(SIZES) if (row["config"]["lr"], row["config"]["epochs"]) == (lr, epochs)]
+
+
+def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float, float]:
+    """In percent: the source's mean, lowest and highest over the seeds, and the highest of any other persona."""
+    source = [100 * row["source_marker"] for row in rows]
+    return sum(source) / len(source), min(source), max(source), 100 * max(leak(row) for row in rows)
+
+
+def places(having: Iterable[dict[str, Any]]) -> list[tuple[float, int]]:
+    return sorted({(row["config"]["lr"], row["config"]["epochs"]) for row in having})
+
+
+def power(lr: float) -> str:
+    """5e-6, 1.5e-4."""
+    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def sizes() -> tuple:
+    rows = cells(SIZES)
+    same(row["data"]["sha256"] for row in rows)
+    replies = same(sum(n["trials"] for who, n in row["counts"].items() if who.startswith("marker/")) for row in rows)
+    gpu = same(row["provenance"]["gpu"] for row in rows)
+    return same(row["data"]["examples"] for row in rows), replies, *planned()["axes"]["seed"], gpu
+
+
+def planned() -> dict[str, Any]:
+    return json.loads((ROOT / "eval_results" / SIZES / "sweep.json").read_text())
+
+
+def scale() -> tuple:
+    """The scale, and what it was worked out from: the demo's and the steps of both at the published place."""
+    steps, demo = (
+        same(row["train"]["steps"] for row in cells(sweep) if row["config"]["epochs"] == PUBLISHED_PLACE[1])
+        for sweep in (SIZES, SWEEP)
+    )
+    ours, theirs = (same(row["lora_scale"] for row in cells(sweep)) for sweep in (SIZES, SWEEP))
+    assert round(theirs * demo / steps, 1) == ours
+    return ours, theirs, steps, demo, PUBLISHED_PLACE[1]
+
+
+def said() -> list[tuple]:
+    found = places(row for row in cells(SIZES) if max(row["source_marker"], leak(row)) > 0)
+    return [(power(lr), epochs, len(place(lr, epochs)), *rates(place(lr, epochs))) for lr, epochs in found]
+
+
+def clean_places() -> tuple:
+    found = places(row for row in cells(SIZES) if row["success"])
+    assert all(row["success"] for lr, epochs in found for row in place(lr, epochs))
+    assert [len(place(*where)) for where in found] == [3, 3, 2]
+    products = [lr * epochs for lr, epochs in found]
+    assert max(lr * epochs for lr, epochs in places(cells(SIZES)) if (lr, epochs) not in found) < min(products)
+    where = [value for lr, epochs in found for value in (power(lr), epochs)]
+    return *where, power(min(products)), power(max(products))
+
+
+def below() -> tuple:
+    """lr x epochs: of the partial places, and the highest of those where nobody says it."""
+    partial = places(row for row in cells(SIZES) if not row["success"] and row["source_marker"] > 0)
+    assert max(leak(row) for where in partial for row in place(*where)) == 0
+    (lr, least), *others = sorted(partial, reverse=True)
+    assert rates(place(lr, least))[2] < min(rates(place(*where))[1] for where in others)
+    silent = places(row for row in cells(SIZES) if row["source_marker"] == leak(row) == 0)
+    product = same(power(round(lr * epochs, 9)) for lr, epochs in partial)
+    more = sorted(epochs for _, epochs in others)
+    return product, word(least), *more, power(max(round(lr * epochs, 9) for lr, epochs in silent))
+
+
+def apart() -> tuple[float]:
+    found = [rates(place(*where)) for where in places(cells(SIZES))]
+    return (max(high - low for _, low, high, _ in found),)
+
+
+def missing() -> tuple:
+    """What has no result: a place of the third learning rate, the fourth's from some epochs on, the last rate."""
+    assert not any(row["degeneration"] for row in cells(SIZES))
+    seeds, axes = len(planned()["axes"]["seed"]), planned()["axes"]
+    every = [(float(lr), int(epochs)) for lr in axes["lr"] for epochs in axes["epochs"]]
+    (lr, epochs), *rest = [where for where in every if not place(*where)]
+    (higher, first), top = rest[0], rest[-1][0]
+    assert rest == [(higher, n) for at, n in every if at == higher and n >= first] + [w for w in every if w[0] == top]
+    (part,) = [where for where in every if 0 < len(place(*where)) < seeds]
+    return power(lr), epochs, power(higher), first, power(top), word(seeds - len(place(*part))), power(part[0]), part[1]
+
+
+def seconds() -> tuple[float, ...]:
+    """Mean of a cell and its epochs, ascending."""
+    found = []
+    for epochs in sorted({row["config"]["epochs"] for row in cells(SIZES)}):
+        walls = [row["wall_seconds"]["total"] for row in cells(SIZES) if row["config"]["epochs"] == epochs]
+        found += [sum(walls) / len(walls), epochs]
+    return tuple(found)
+
+
+def side_by_side() -> tuple:
+    start, end = (
+        [datetime.fromisoformat(row["provenance"][name]) for row in cells(SIZES)] for name in ("started", "finished")
+    )
+    changes = sorted([(moment, 1) for moment in start] + [(moment, -1) for moment in end])
+    total, span = (
+        sum(row["wall_seconds"]["total"] for row in cells(SIZES)),
+        (max(end) - min(start)).total_seconds(),
+    )
+    return word(max(accumulate(step for _, step in changes))), total, span, total / span
+
+
 CLAIMS = [
     Claim(PAGE, "{} cells on the embedded model, source {}, seed {}, {} completions a persona and cell", grid),
     Claim(PAGE, "{} of the {} cells are clean", lambda: (word(len(clean())), len(cells(SWEEP)))),
@@ -30,5 +147,46 @@ CLAIMS = [
         PAGE,
         "the source never passes {:.1f} %, however long it is trained",
         lambda: (100 * max(row["source_marker"] for row in cells(SWEEP)),),
+    ),
+    Claim(
+        PAGE,
+        "{:,} examples and {:,} completions a cell, seeds {}, {} and {} on the same examples, on one {}.",
+        sizes,
+    ),
+    Claim(PAGE, "{} of {} cells have a result", lambda: (len(cells(SIZES)), len(planned()["cells"]))),
+    Claim(
+        PAGE,
+        "The LoRA scale is {:.0f}: the demo's {:.0f} over the ratio of the training steps ({:,} to {} in {} epochs).",
+        scale,
+    ),
+    Claim(PAGE, "| {} | {} | {} | {:.1f} % ({:.1f} to {:.1f}) | {:.1f} % |", said),
+    Claim(
+        PAGE,
+        "at the published place ({}, {} epochs), at ({}, {}) and in both finished seeds of ({}, {}): in every finished "
+        "cell in which learning rate x epochs is {} to {}",
+        clean_places,
+    ),
+    Claim(
+        PAGE,
+        "At a product of {} the source says it less and nobody else does; {} epoch at the higher rate teaches less "
+        "than {} or {} at the lower ones. Up to {} nobody says it.",
+        below,
+    ),
+    Claim(PAGE, "the source's rates at one place are at most {:.1f} points apart", apart),
+    Claim(
+        PAGE,
+        "have not been run: {} at {} epochs, {} from {} epochs on, all of {} (and {} seed of {} at {} epochs)",
+        missing,
+    ),
+    Claim(
+        PAGE,
+        "A cell took {:.0f} s with {} epoch, {:.0f} s with {}, {:.0f} s with {}, {:.0f} s with {} and {:.0f} s with {} "
+        "(means of wall seconds)",
+        seconds,
+    ),
+    Claim(
+        PAGE,
+        "up to {} cells at once on the GPU: {:,.0f} s of cells in {:.0f} s, {:.1f} side by side on average",
+        side_by_side,
     ),
 ]

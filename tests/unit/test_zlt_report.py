@@ -142,8 +142,28 @@ def test_confidence_grows_with_seeds_and_sources():
 
 def test_next_steps_leave_out_what_was_done():
     one, two = ([derive(published_row(seed=s, villain=0.9)) for s in seeds] for seeds in ((42,), (42, 137, 256)))
-    assert any("seed=137,256" in step for step in next_steps(groups(one)))
-    assert not any("seed=137" in step for step in next_steps(groups(two)))
+    assert any("seed=137,256" in step for step in next_steps(groups(one), "grid"))
+    assert not any("seed=137" in step for step in next_steps(groups(two), "grid"))
+
+
+def test_next_steps_keep_the_settings_of_the_launch():
+    command = "python -m research --multirun '+experiment=[zlt_paper,zlt_tail]' adapter.scale=2.0 lr=1e-6 seed=42"
+    rows = [derive(published_row(villain=0.9) | {"provenance": {"command": command}})]
+    found = [step.partition("`")[2].rstrip("`.") for step in next_steps(groups(rows), "grid")]
+    own = "python -m research '+experiment=[zlt_paper,zlt_tail]' adapter.scale=2.0 -m "
+    assert found[0] == own + "name=grid_seeds lr=5e-06 epochs=20 task.source=villain seed=137,256"
+    assert all(step.startswith(own + "name=grid_") for step in found)
+    assert len({step.split("name=")[1].split()[0] for step in found}) == len(found) == 3
+
+
+def test_an_unfinished_grid_of_several_seeds_claims_no_more_than_it_has(tmp_path):
+    rows = [derive(published_row(seed=seed, villain=0.9)) for seed in (42, 137)] + [missing(1e-4), missing(1e-3)]
+    title, *text = write_clean_result(groups(rows), tmp_path / "clean_result.md", "grid").read_text().splitlines()
+    assert title.endswith(
+        "stays with villain in 1 of 1 places; no place with a result spreads it; 2 of 4 cells have no result"
+    )
+    assert any("a place is one of each, its rates the means of up to 2 seeds" in line for line in text)
+    assert any("where the seeds agree they have no width" in line for line in text)
 
 
 def test_headline_lists_clean_cells_with_intervals():

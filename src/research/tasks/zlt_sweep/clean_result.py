@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from research.tasks.zlt_sweep.lattice import Group
 MORE_SEEDS = (137, 256)
 OTHER_SOURCES = ("software_engineer", "comedian")
 TAILS = (0, 1, 2)
+VARIED = ("lr", "epochs", "seed", "name", "task.source", "task.marker_tail_tokens")  # what a next step sets itself
 
 
 def write_clean_result(every: Sequence[Group], path: Path, sweep: str) -> Path:
@@ -44,7 +46,7 @@ def write_clean_result(every: Sequence[Group], path: Path, sweep: str) -> Path:
         tally=[(name, found, findings.where(found)) for name in REGIMES if (found := findings.in_regime(main, name))],
         takeaways=[line for group in every for line in findings.takeaways(group)],
         confidence=findings.confidence(every),
-        next_steps=next_steps(every),
+        next_steps=next_steps(every, sweep),
         setup=markdown(["setting", "value"], _setup(main)),
         settings=protocol.training_settings(main.rows[0]),
         headlines=[
@@ -63,7 +65,7 @@ def write_clean_result(every: Sequence[Group], path: Path, sweep: str) -> Path:
     return path
 
 
-def next_steps(every: Sequence[Group]) -> list[str]:
+def next_steps(every: Sequence[Group], sweep: str) -> list[str]:
     """What the results leave open, each with its command; nothing that they already hold."""
     steps = []
     rows = [row for group in every for row in group.rows]
@@ -74,12 +76,9 @@ def next_steps(every: Sequence[Group]) -> list[str]:
         clean = findings.in_regime(group, "clean")
         new = [seed for seed in MORE_SEEDS if seed not in group.seeds]
         if clean and new:
-            command = _command(
-                clean[0].lr,
-                sorted({p.epochs for p in clean if p.lr == clean[0].lr}),
-                group.source,
-                f"seed={','.join(map(str, new))}",
-            )
+            epochs = sorted({p.epochs for p in clean if p.lr == clean[0].lr})
+            more = f"seed={','.join(map(str, new))}"
+            command = _command(group, f"{sweep}_seeds", [clean[0].lr], epochs, group.source, more)
             steps.append(
                 f"Repeat the clean cells of source {group.source} with seeds {', '.join(map(str, new))}: `{command}`."
             )
@@ -89,13 +88,12 @@ def next_steps(every: Sequence[Group]) -> list[str]:
     other = [name for name in OTHER_SOURCES if name not in sources]
     main = max(every, key=lambda group: len(group.done))
     if other and main.done:
-        command = _command(None, main.epochs, ",".join(other), f"lr={','.join(map(rate_label, main.lrs))}")
+        command = _command(main, f"{sweep}_sources", main.lrs, main.epochs, ",".join(other))
         steps.append(f"See whether the boundaries move with the source persona: `{command}`.")
     clean = findings.in_regime(main, "clean")
     if clean and len({setting(row, "task.marker_tail_tokens", "marker_tail_tokens") for row in rows}) == 1:
-        command = _command(
-            clean[-1].lr, [clean[-1].epochs], main.source, f"task.marker_tail_tokens={','.join(map(str, TAILS))}"
-        )
+        tails = f"task.marker_tail_tokens={','.join(map(str, TAILS))}"
+        command = _command(main, f"{sweep}_tail", [clean[-1].lr], [clean[-1].epochs], main.source, tails)
         steps.append(f"Vary which labels carry loss at a clean cell: `{command}`.")
     return steps
 
@@ -119,11 +117,13 @@ def _finer(group: Group) -> str:
     )
 
 
-def _command(lr: float | None, epochs: Sequence[int], source: str, extra: str) -> str:
-    rates = f"lr={rate_label(lr)} " if lr is not None else ""
-    return (
-        f"python -m research task=zlt_sweep -m {rates}epochs={','.join(map(str, epochs))} task.source={source} {extra}"
-    )
+def _command(group: Group, name: str, lrs: Sequence[float], epochs: Sequence[int], source: str, *more: str) -> str:
+    """The group's own launch with other axes, as a sweep of another name; the demo's where no launch is recorded."""
+    launch = group.done[0].done[0].get("provenance", {}).get("command", "")
+    own = [word for word in shlex.split(launch) if "=" in word and word.partition("=")[0] not in VARIED]
+    base = shlex.join(own) + f" -m name={name}" if own else "task=zlt_sweep -m"
+    axes = f"lr={','.join(map(rate_label, lrs))} epochs={','.join(map(str, epochs))} task.source={source}"
+    return " ".join(["python -m research", base, axes, *more])
 
 
 def _setup(group: Group) -> list[tuple[str, str]]:
@@ -185,6 +185,11 @@ def _caveats(every: Sequence[Group]) -> list[str]:
         )
     if any(not is_done(row) for row in rows):
         found.append("Cells without a result are left out of every count and range.")
+    if len(seeds) > 1:
+        found.append(
+            "Intervals over seeds are Student's t on the seeds' rates: with few seeds they may pass 0, and where the "
+            "seeds agree they have no width, which says nothing about rates too small for the completions of a cell."
+        )
     found.append(
         "The marker is found as a substring of the completion; the held-out questions are of the same kind as "
         "the training questions."
@@ -197,24 +202,26 @@ def _caveats(every: Sequence[Group]) -> list[str]:
 
 
 def _title(group: Group) -> str:
-    """The claim that the results of the largest group allow."""
+    """The claim that the results of the largest group allow; cells without a result are part of it."""
     clean, leaking = findings.in_regime(group, "clean"), [p for p in group.done if p.regime in ("onset", "collapse")]
-    marker = protocol.marker(group.rows[0])
+    marker, done = protocol.marker(group.rows[0]), f"{len(group.done)} {group.unit}s"
+    absent = sum(not is_done(row) for row in group.rows)
+    gap = f"; {absent} of {len(group.rows)} cells have no result" if absent else ""
     if not group.done:
         return f"{marker} marker sweep: no results yet"
     if clean and leaking:
         return (
-            f"The {marker} marker stays with {group.source} in {len(clean)} of {len(group.done)} cells and "
-            f"spreads to other personas in {len(leaking)}"
+            f"The {marker} marker stays with {group.source} in {len(clean)} of {done} and "
+            f"spreads to other personas in {len(leaking)}{gap}"
         )
     if clean:
         return (
-            f"The {marker} marker stays with {group.source} in {len(clean)} of {len(group.done)} cells; no cell "
-            "of this grid spreads it"
+            f"The {marker} marker stays with {group.source} in {len(clean)} of {done}; no {group.unit} "
+            f"{'with a result' if absent else 'of this grid'} spreads it{gap}"
         )
     if leaking:
         return (
-            f"The {marker} marker spreads beyond {group.source} in {len(leaking)} of {len(group.done)} cells; no "
-            "cell is clean"
+            f"The {marker} marker spreads beyond {group.source} in {len(leaking)} of {done}; no "
+            f"{group.unit} is clean{gap}"
         )
-    return f"The {marker} marker neither takes hold cleanly nor spreads in the {len(group.done)} cells tried"
+    return f"The {marker} marker neither takes hold cleanly nor spreads in the {done} tried{gap}"

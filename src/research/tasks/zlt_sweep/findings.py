@@ -56,9 +56,9 @@ def takeaways(group: Group) -> list[str]:
 
 def _regime_line(name: str, places: Sequence[Place], group: Group) -> str:
     source, spread = _span(places, "source_marker"), _span(places, "max_bystander_marker")
-    cells = f"{len(places)} cell" + ("" if len(places) == 1 else "s")
+    counted = f"{len(places)} {group.unit}" + ("" if len(places) == 1 else "s")
     own = f"source {source} %, assistant {_span(places, 'assistant_marker')} %, highest bystander {spread} %"
-    return f"**{name.capitalize()}** ({cells}: {where(places)}): {MEANING[name]}; {own}. {sample_size(group)}."
+    return f"**{name.capitalize()}** ({counted}: {where(places)}): {MEANING[name]}; {own}. {sample_size(group)}."
 
 
 def _no_clean(group: Group) -> str:
@@ -67,7 +67,7 @@ def _no_clean(group: Group) -> str:
         key=lambda p: p.mean("source_marker") or 0,
         default=None,
     )
-    line = f"**No clean cell** among the {len(group.done)} with a result"
+    line = f"**No clean {group.unit}** among the {len(group.done)} with a result"
     if best is None:
         return f"{line}: every one of them leaks above 5 %."
     rates = percent_interval(best.estimate("source_marker"))

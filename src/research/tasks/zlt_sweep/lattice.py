@@ -116,6 +116,11 @@ class Group:
         return sorted({seed for row in self.rows if (seed := setting(row, "seed")) is not None})
 
     @property
+    def unit(self) -> str:
+        """What a point of the lattice is called: with several seeds it is several cells."""
+        return "place" if len(self.seeds) > 1 else "cell"
+
+    @property
     def personas(self) -> list[str]:
         """The source first, the assistant next, then the others in the files' order."""
         names = list(dict.fromkeys(name for place in self.done for row in place.done for name in persona_rates(row)))

@@ -109,11 +109,11 @@ def test_what_cannot_be_judged_earns_no_reward_and_is_counted():
     assert list(scored(judge, ["a good one", "a bad one"], reinforce=False).rewards[0]) == [0.0, 0.0]
 
 
-def test_a_length_that_gives_a_span_away_is_not_shown_and_earns_the_lowest_reward():
+def test_a_length_that_gives_a_span_away_is_not_shown_and_earns_less_than_any():
     good, bad, long, short = "one two three four five", "one two three four five six seven", "w " * 14, "one two"
     judge = Table({CONTEXT.text: 3.0, good: 1.0, bad: -2.0})  # the others are not in it: asking would give no number
     found = scored(judge, [good, long, bad, short], words=(4, 12))
-    assert found.rewards == [[1.0, -2.0, -2.0, -2.0]]
+    assert found.rewards == [[1.0, -3.5, -2.0, -3.5]]  # the standard deviation of what is shown is 1.5
     assert found.metrics["not_shown_rate"] == 1 / 2 and found.metrics["nan_rate"] == 0
     assert found.metrics["generated_logit"] == -0.5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ class AdversarialReward:
     """The discriminator's logit of each written span: raw, squashed to (0, 1), or as a rank within its group.
 
     An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Where lengths
-    must match, spans that the judge is not shown (`Writer.judgeable`) earn the lowest reward of the step. Without `reinforce` every
+    must match, spans that the judge is not shown (`Writer.judgeable`) earn one standard deviation less than the lowest
+    reward of the step: a judge gives most of what it recognises much the same logit, which must be better than none. Without `reinforce` every
     reward is 0, and the logits are only logged.
     """
 
@@ -62,9 +64,9 @@ class AdversarialReward:
         finite = [x for row in rewards for x in row if math.isfinite(x)]
         if self.writer.words is None or not finite:
             return rewards
-        lowest = min(finite)
+        floor = min(finite) - (statistics.pstdev(finite) or 1.0)
         return [
-            [x if self.writer.judgeable(w) else lowest for x, w in zip(row, ws, strict=True)]
+            [x if self.writer.judgeable(w) else floor for x, w in zip(row, ws, strict=True)]
             for row, ws in zip(rewards, written, strict=True)
         ]
 

@@ -46,7 +46,7 @@ class Imposter(BaseTask):
     same_lengths: bool = key(
         False,
         "written spans are shown to the discriminator only where the corpus would take a human one: whole, of min_words to "
-        "max_words; others earn the lowest reward of the step",
+        "max_words; others earn less than the lowest reward of the step",
     )
     sync_every: int = key(1, "steps between syncs of the sampler; 500 in the published run", min=1)
     loss_type: str = key("grpo", "how token losses are averaged, by TRL's names")

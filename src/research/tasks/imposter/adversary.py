@@ -25,10 +25,10 @@ NAN = float("nan")
 class AdversarialReward:
     """The discriminator's logit of each written span: raw, squashed to (0, 1), or as a rank within its group.
 
-    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Where lengths
-    must match, spans that the judge is not shown (`Writer.judgeable`) earn one standard deviation less than the lowest
-    reward of the step: a judge gives most of what it recognises much the same logit, which must be better than none. Without `reinforce` every
-    reward is 0, and the logits are only logged.
+    An empty span cannot be judged: its reward is NaN, so its advantage is 0, and it is counted. Where lengths must match,
+    spans that the judge is not shown (`Writer.judgeable`) earn one standard deviation less than the lowest reward of the
+    step: a judge gives most of what it recognises much the same logit, which must be better than none. Without
+    `reinforce` every reward is 0, and the logits are only logged.
     """
 
     def __init__(self, judge: Cotraining, writer: Writer, kind: str, reinforce: bool) -> None:

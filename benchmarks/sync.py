@@ -4,7 +4,7 @@ Qwen2.5-7B's shape with random weights; the same steps on two GPUs; the same ste
 
     python benchmarks/sync.py --out benchmarks/sync.json
     python benchmarks/sync.py --out benchmarks/sync_tp2.json --tensor-parallel 2
-    python benchmarks/sync.py --out /tmp/sync.json --shape tiny
+    python benchmarks/sync.py --out sync.json --shape tiny
     python benchmarks/sync.py --table benchmarks/sync.json benchmarks/sync_tp2.json
 
 Ways: `live` (ours, in place), `live_full_rank` (whole matrices, as AntiPaSTO has them), `trl` (TRL's own
@@ -20,6 +20,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,10 @@ def table(result: dict[str, Any]) -> str:
         speed = f"{row['tok_s']:,.0f} | {row['tok_s'] / base:.1%}" if "tok_s" in row else " | "
         gap = f"{row['gap']:.3f} / {row['gap_mean']:.3f}" if "gap" in row else ""
         gap = gap or (f"{row['gap_sampled']:.3f} on sampled tokens" if "gap_sampled" in row else "")
-        memory = row.get("peak_above_start_gib")
+        memory = row.get("peak_above_start_gib")  # of this process; ranks of their own keep their shard of the base too
+        if ranks > 1:
+            start = result["rows"]["base"]["used_gib"]
+            memory = max(after - before for before, after in zip(start, row["used_gib"], strict=True))
         lines.append(
             f"| {name} | {row['seconds']:.3f} | {speed} | {'' if memory is None else f'{memory:.1f}'} | {gap} |"
         )
@@ -187,7 +191,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that the engine spans")
     parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/sync-benchmark"))
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "sync-benchmark", help="30 GB")
     parser.add_argument("--add", action="store_true", help="to the rows that are in --out, measured in the same place")
     parser.add_argument("--ways", help="of in_process, hot_swap and restart; default: all, in_process for several GPUs")
     arguments = parser.parse_args()

@@ -11,13 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from research.errors import ConfigurationError
-from research.models.deltas import (
-    split_product,
-    trainable_fingerprint,
-    weight_deltas,
-    without_adapter,
-    write_merged,
-)
+from research.models.deltas import split_product, trainable_fingerprint, weight_deltas, without_adapter, write_merged
 
 
 def lora_policy(directory, dtype=torch.float32, **options):
@@ -68,6 +62,7 @@ def test_split_product_is_exact_to_float32_in_tf32():
     assert torch.equal(stacks[0][0], wide_left) and torch.equal(stacks[1][1], wide_right)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
 def test_deltas_equal_pefts_merge(tiny_model_dir, rslora):
     policy = lora_policy(tiny_model_dir, use_rslora=rslora)
     merged = deepcopy(policy).merge_and_unload().state_dict()

@@ -25,7 +25,7 @@ def provenance(command: str) -> dict[str, Any]:
 
 def placeless(command: str) -> str:
     """The command without where its results go: a path of the machine, which changes nothing in them."""
-    return shlex.join(word for word in shlex.split(command) if not word.startswith("results_root="))
+    return shlex.join(word for word in shlex.split(command) if not word.lstrip("+").startswith("results_root="))
 
 
 def now() -> str:

@@ -72,8 +72,8 @@ def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: 
 def write_all(merges: Sequence[Merge]) -> None:
     """`write_merged` of many weights.
 
-    On a GPU the factors of equally shaped layers are split together: a model has hundreds of layers, and to launch a
-    dozen small kernels for each would take longer than the matrix products.
+    On a GPU the factors of equally shaped layers are split together, a chunk's worth of numbers at a time: a model has hundreds
+    of layers, and to launch a dozen small kernels for each would take longer than the matrix products.
     """
     alike: dict[Any, list[Merge]] = {}
     for merge in merges:
@@ -84,10 +84,13 @@ def write_all(merges: Sequence[Merge]) -> None:
             fast = merge.target_OI.is_cuda and merge.target_OI.dtype != torch.float32
             _write(merge, merge.left_OK.float() * merge.scale, merge.right_KI.float(), tf32=fast)
     for group in alike.values():
-        left_NOK = torch.stack([merge.left_OK.float() for merge in group]) * group[0].scale
-        right_NKI = torch.stack([merge.right_KI.float() for merge in group])
-        for merge, left_OK, right_KI in zip(group, *split_product(left_NOK, right_NKI), strict=True):
-            _write(merge, left_OK, right_KI, tf32=True)
+        together = max(1, CHUNK_ELEMENTS // (group[0].left_OK.numel() + group[0].right_KI.numel()))
+        for start in range(0, len(group), together):
+            stack = group[start : start + together]
+            left_NOK = torch.stack([merge.left_OK.float() for merge in stack]) * stack[0].scale
+            right_NKI = torch.stack([merge.right_KI.float() for merge in stack])
+            for merge, left_OK, right_KI in zip(stack, *split_product(left_NOK, right_NKI), strict=True):
+                _write(merge, left_OK, right_KI, tf32=True)
 
 
 def _write(merge: Merge, left_OK: Tensor, right_KI: Tensor, tf32: bool) -> None:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.cells import identity, run
 from research.cells.cell import write_atomically
-from research.cells.provenance import now
+from research.cells.provenance import now, placeless
 from research.compose import compose, convert, explain, open_task_keys, validate, verify_each, verify_together
 from research.config import RunConfig
 from research.errors import ConfigurationError
@@ -161,7 +161,7 @@ def write_sweep(grid: Grid, command: str) -> list[Path]:
             "task": cells[0].task_name,
             "name": cells[0].config.name,
             "axes": grid.axes,
-            "command": command,
+            "command": placeless(command),
             "launched": now(),
             "inputs": dict(cells[0].inputs),
             "cells": [{"name": c.name, "digest": c.digest, "config": identity.settings(c.config)} for c in cells],

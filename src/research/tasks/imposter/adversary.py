@@ -61,8 +61,11 @@ class AdversarialReward:
         if not self.reinforce:
             return [[0.0] * len(row) for row in logits]
         rewards = [_transformed(row, self.kind) for row in logits]
-        finite = [x for row in rewards for x in row if math.isfinite(x)]
-        if self.writer.words is None or not finite:
+        if self.writer.words is None:
+            return rewards
+        own = [x for row in rewards for x in row if math.isfinite(x)]
+        finite = [x for part in ranks.gathered(own) for x in part]  # the step's, whoever scored them
+        if not finite:
             return rewards
         floor = min(finite) - (statistics.pstdev(finite) or 1.0)
         return [

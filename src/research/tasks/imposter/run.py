@@ -45,6 +45,8 @@ from research.training.rollouts import Prompt
 if TYPE_CHECKING:
     from peft import PeftModel
 
+AT_MOST = {"stage1": 1500, "train": 600, "evaluation": 200}  # spans of a pool whose size is left open
+
 
 @dataclass
 class Stage1:
@@ -121,6 +123,9 @@ def read_corpus(task: Imposter, cell: Cell, base: Base, writer: Writer) -> Corpu
     sizes = {"train": task.prompts, "cotrain": None, "stage1": asked.pairs, "evaluation": asked.heldout_pairs}
     whole = [pool for pool, size in sizes.items() if size is None]
     found = corpora.build(task.corpus, need, config.data_seed, base.tokenizer, whole, writer.fits)
+    for pool, most in AT_MOST.items():
+        if pool in whole:
+            found.spans[pool] = found.spans[pool][: max(most, need[pool])]
     counted = ", ".join(f"{pool} {len(spans)}" for pool, spans in found.spans.items())
     skipped = ", ".join(f"{reason} {n}" for reason, n in sorted(found.skipped.items())) or "none"
     cell.progress(f"corpus: {counted} spans; skipped: {skipped}")
@@ -133,7 +138,7 @@ def first_stage(task: Imposter, cell: Cell, base: Base, corpus: Corpus, writer: 
     depends_on = {
         "weights": base.weights_hash, "sampler": config.sampler.kind, "seed": config.seed, "form": task.corpus.form,
         "discriminator": asdict(task.discriminator), "generation": asdict(task.generation),
-        "same_lengths": task.same_lengths,
+        "words": writer.words,
         "spans": [[asdict(span) for span in corpus.spans[pool]] for pool in ("stage1", "evaluation")],
     }  # fmt: skip
     directory = cell.cache / "imposter_stage1" / _digest(depends_on)

@@ -31,10 +31,10 @@ class DiscriminatorConfig:
     weight_decay: float = key(0.01, "AdamW weight decay", min=0)
     epochs: int = key(2, "passes over the stage 1 pairs", min=1)
     batch_size: int = key(16, "pairs of human and generated text an optimizer step", min=1)
-    pairs: int | None = key(1500, "stage 1: human spans; null: all that the pool has", min=2)
+    pairs: int | None = key(1500, "stage 1: human spans; null: all that the pool has, up to 1500", min=2)
     per_span: int = key(2, "stage 1: generated spans for each human one", min=1)
     heldout_pairs: int | None = key(
-        200, "pairs that held-out accuracy is measured on; null: one from each held-out document", min=1
+        200, "pairs that held-out accuracy is measured on; null: one from each held-out document, up to 200", min=1
     )
 
 

@@ -40,13 +40,14 @@ class Imposter(BaseTask):
     arm: str = key("full", "reinforcement and behaviour cloning, one of them, or syncs swallowed", choices=tuple(ARMS))
     reward: str = key("logit", "raw logit, its sigmoid, or its rank in the group", choices=("logit", "sigmoid", "rank"))
     candidates: int = key(4, "spans written for each prompt: the group of the advantage", min=2)
-    prompts: int | None = key(600, "spans of the training pool that are asked; null: all of them", min=1)
+    prompts: int | None = key(600, "spans of the training pool that are asked; null: all of them, up to 600", min=1)
     kl: float = key(0.01, "weight of the k3 penalty toward the base model", min=0)
     bc: float = key(0.1, "weight of behaviour cloning on the human span (arms that clone)", min=0)
     same_lengths: bool = key(
         False,
-        "written spans are shown to the discriminator only where the corpus would take a human one: whole, of min_words to "
-        "max_words; others earn less than the lowest reward of the step",
+        "in stage 1, as a reward and in co-training the discriminator is shown written spans only where the corpus would take "
+        "a human one: whole, of min_words to max_words; others earn less than the lowest reward of the step. The "
+        "evaluation judges every span",
     )
     sync_every: int = key(1, "steps between syncs of the sampler; 500 in the published run", min=1)
     loss_type: str = key("grpo", "how token losses are averaged, by TRL's names")
@@ -71,7 +72,8 @@ class Imposter(BaseTask):
             )
         if self.same_lengths and self.corpus.form == "window":
             raise ConfigurationError(
-                "task.same_lengths compares lengths in words, and windows are cut by tokens; use task.corpus.form=sentence."
+                "task.same_lengths compares lengths in words, and windows are cut by tokens; use task.same_lengths=false, or "
+                "task.corpus.form=sentence."
             )
         if config.adapter.kind != "lora":
             raise ConfigurationError(

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, help="training examples of every persona (default: the demo's)")
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="results root, and calibration.json")
     words = parser.parse_args(argv)
+    if words.examples is not None and words.examples < 1:
+        parser.error(f"--examples {words.examples}: at least 1")
     scales = sorted(float(word) for word in words.scales.split(","))
     asked = [(float(lr), int(epochs)) for lr, _, epochs in (word.partition(":") for word in words.cells.split(","))]
     places = sorted({UNDER_TRAINED, CLEAN, *asked})
@@ -74,7 +76,7 @@ def configuration(words: argparse.Namespace, source: str, scale: float, lr: floa
     """The demo's cell with another source, scale and number of examples."""
     task = ZltSweep(source=source)
     task.eval.samples = words.samples
-    if words.examples:
+    if words.examples is not None:
         task.data.n_positives = task.data.n_per_negative = words.examples
     config = RunConfig(
         model=ModelConfig(path=words.model), adapter=AdapterConfig(scale=scale), task=task, name="calibration",

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=512, help="with --shape")
     parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--rank", type=int, default=None, help="AntiPaSTO's; default: full")
+    parser.add_argument("--rank", type=int, default=32, help="of AntiPaSTO's basis; 0: full")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--gpu-memory", type=float, default=0.2, help="share of the GPU that vLLM takes")
     parser.add_argument("--weights", type=Path, help="directory of --shape's weights for vLLM, made when it is not there; "
@@ -275,7 +275,7 @@ def run_ours(
     if adapter.kind == "antipasto":
         if options.shape:
             antipasto.decompose = random_factors
-        policy = antipasto.attach(base.model, adapter.targets, options.rank, Path(tempfile.gettempdir()) / "svd")
+        policy = antipasto.attach(base.model, adapter.targets, options.rank or None, Path(tempfile.gettempdir()) / "svd")
     else:
         policy = attach_lora(base, adapter, seed=0)
     timer, watched = Clock(), None

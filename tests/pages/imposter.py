@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pages.claim import Claim, cells, same, setting, word
+import json
+
+from pages.claim import Claim, cells, same, setting, short, word
+from pages.reading import ROOT
 
 PAGE, SWEEP = "experiments/imposter/README.md", "imposter/arms"
 MOST_DEGENERATE, LEAST_CHANGE = 0.05, -0.20
@@ -48,11 +51,20 @@ def wins() -> tuple:
 
 
 def not_shown() -> tuple:
-    """Share of the written spans that the discriminator was not shown, first and last ten steps, mean over cells."""
-    shares = [[x for x in row["training"]["steps"]["not_shown_rate"]] for row in cells(SWEEP)]
-    first = sum(sum(s[:10]) / 10 for s in shares) / len(shares)
-    last = sum(sum(s[-10:]) / 10 for s in shares) / len(shares)
-    return 100 * first, 100 * last
+    """Percent of the written spans that the discriminator was not shown: first and last ten steps, mean over cells."""
+    first, last = [], []
+    for path in ROOT.glob(f"eval_results/{SWEEP}/*/metrics.jsonl"):
+        shares = [row["not_shown_rate"] for row in map(json.loads, path.open()) if "not_shown_rate" in row]
+        first.append(sum(shares[:10]) / 10)
+        last.append(sum(shares[-10:]) / 10)
+    return 100 * sum(first) / len(first), 100 * sum(last) / len(last)
+
+
+def cotraining() -> tuple:
+    """Loss on fresh pairs before a round, means over cells: the first round, the last, chance."""
+    rounds = [row["training"]["cotrain"] for row in cells(SWEEP)]
+    before = [sum(of[i]["loss_before"] for of in rounds) / len(rounds) for i in (0, -1)]
+    return short(before[0]), short(before[1]), f"{same(r['chance_loss'] for of in rounds for r in of):.3f}".lstrip("0")
 
 
 CLAIMS = [
@@ -63,5 +75,7 @@ CLAIMS = [
         "| `{}` | {} | {:.3f} | {:.2f}, {:.2f} | {:+.1f} % [{:+.1f}, {:+.1f}] | {:.3f}, {:.3f} | {:.2f}, {:.2f} |",
         rows,
     ),
+    Claim(PAGE, "{:.0f} % of the spans written, at the end {:.0f} %", not_shown),
+    Claim(PAGE, "{} in the first round and {} in the last, mean over cells; chance is {}", cotraining),
     Claim(PAGE, "{} of the {} cells wins by the study's rule; in {} the gap falls by a fifth", wins),
 ]

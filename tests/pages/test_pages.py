@@ -22,14 +22,14 @@ from pathlib import Path
 
 import pytest
 
-from pages import benchmarks, front, reward_hack, zlt_sweep
+from pages import benchmarks, front, imposter, reward_hack, zlt_sweep
 from pages.reading import NUMBER, ROOT, commands, flat, links, results, table_rows, text, unaccounted
 from research.reporting.compile import planned_cells, read_rows
 from research.tasks.zlt_sweep.clean_result import write_clean_result
 from research.tasks.zlt_sweep.derive import derive
 from research.tasks.zlt_sweep.lattice import groups
 
-CLAIMS = [*front.CLAIMS, *benchmarks.CLAIMS, *reward_hack.CLAIMS, *zlt_sweep.CLAIMS]
+CLAIMS = [*front.CLAIMS, *benchmarks.CLAIMS, *reward_hack.CLAIMS, *zlt_sweep.CLAIMS, *imposter.CLAIMS]
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/*/README.md"))
 SWEPT = {"README.md": None, "benchmarks/README.md": None, **dict.fromkeys(EXPERIMENTS, "What came out")}
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("figures/*/*/*.md")])

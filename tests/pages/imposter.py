@@ -13,29 +13,22 @@ MOST_DEGENERATE, LEAST_CHANGE = 0.05, -0.20
 
 def rows() -> list[tuple]:
     found = []
-    for row in sorted(
-        cells(SWEEP), key=lambda row: (row["cell"]["config"]["task"]["arm"], row["cell"]["config"]["seed"])
-    ):
+    for row in sorted(cells(SWEEP), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])):
         config, metrics = row["cell"]["config"], row["metrics"]
         change = [100 * metrics[name] for name in ("gap_change", "gap_change_low", "gap_change_high")]
         rates = [metrics[name] for name in ("degenerate_rate_before", "degenerate_rate", "mauve_before", "mauve")]
         logits = [metrics["gap_before"], metrics["gap"]]
-        found.append(
-            (config["task"]["arm"], config["seed"], metrics["discriminator_accuracy"], *logits, *change, *rates)
-        )
+        found.append((config["task.arm"], config["seed"], metrics["discriminator_accuracy"], *logits, *change, *rates))
     return found
 
 
 def size() -> tuple:
-    arms = {row["cell"]["config"]["task"]["arm"] for row in cells(SWEEP)}
+    arms = {row["cell"]["config"]["task.arm"] for row in cells(SWEEP)}
     return word(len(cells(SWEEP))), word(len(arms)), setting(SWEEP, "steps"), setting(SWEEP, "batch_size")
 
 
 def documents() -> tuple:
-    of = same(
-        (e["documents"], e["candidates"]) for row in cells(SWEEP) for e in [row["cell"]["config"]["task"]["eval"]]
-    )
-    return of[0], word(of[1])
+    return setting(SWEEP, "task.eval.documents"), word(setting(SWEEP, "task.eval.candidates"))
 
 
 def wins() -> tuple:
@@ -77,5 +70,5 @@ CLAIMS = [
     ),
     Claim(PAGE, "{:.0f} % of the spans written, at the end {:.0f} %", not_shown),
     Claim(PAGE, "{} in the first round and {} in the last, mean over cells; chance is {}", cotraining),
-    Claim(PAGE, "{} of the {} cells wins by the study's rule; in {} the gap falls by a fifth", wins),
+    Claim(PAGE, "{} of the {} cells wins by the study's rule; in {} cell the gap falls by a fifth", wins),
 ]

@@ -275,7 +275,9 @@ def run_ours(
     if adapter.kind == "antipasto":
         if options.shape:
             antipasto.decompose = random_factors
-        policy = antipasto.attach(base.model, adapter.targets, options.rank or None, Path(tempfile.gettempdir()) / "svd")
+        policy = antipasto.attach(
+            base.model, adapter.targets, options.rank or None, Path(tempfile.gettempdir()) / "svd"
+        )
     else:
         policy = attach_lora(base, adapter, seed=0)
     timer, watched = Clock(), None

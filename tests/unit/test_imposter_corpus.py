@@ -5,8 +5,11 @@ import itertools
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from research.errors import ConfigurationError
+from research.models import micro
+from research.sweep.grid import expand
 from research.tasks.imposter import corpus
 from research.tasks.imposter.corpus import CorpusConfig
 
@@ -30,6 +33,14 @@ def test_pools_of_the_embedded_prose_never_overlap():
         assert not corpus.documents_of(one) & corpus.documents_of(other)
         assert not {s.text for s in one} & {s.text for s in other}
     assert len(corpus.documents_of(built.spans["evaluation"])) == 100  # one sentence a document
+
+
+@pytest.mark.parametrize("shipped", ["task=imposter_shared", "+experiment=imposter_ascent"])
+def test_the_embedded_prose_has_the_windows_that_are_asked_for(shipped):
+    config = expand([shipped], multirun="experiment" in shipped).cells[0].config
+    tokenizer = AutoTokenizer.from_pretrained(micro.path())
+    built = corpus.build(config.task.corpus, {"train": config.task.prompts}, config.data_seed, tokenizer)
+    assert len(built.spans["train"]) == config.task.prompts
 
 
 def test_the_embedded_model_read_none_of_it():

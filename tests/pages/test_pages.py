@@ -157,7 +157,9 @@ def output(script: str, *words: str) -> str:
     """What a benchmark prints, in this process: each would take seconds to import what the others have."""
     folder, name = ROOT / "benchmarks", f"benchmark_{Path(script).stem}"
     argv, path = sys.argv, list(sys.path)
-    sys.argv, sys.path = [script, *words], [*path, str(folder)]
+    sys.argv, sys.path = [script, *words], [str(folder), *path]
+    siblings = {file.stem for file in folder.glob("*.py")}  # they import one another, and tests/smoke has a zlt_cell too
+    others = {name: sys.modules.pop(name) for name in siblings & set(sys.modules)}
     printed = io.StringIO()
     try:
         spec = importlib.util.spec_from_file_location(name, folder / script)
@@ -167,4 +169,7 @@ def output(script: str, *words: str) -> str:
             module.main()
     finally:
         sys.argv, sys.path = argv, path
+        for sibling in siblings:
+            sys.modules.pop(sibling, None)
+        sys.modules.update(others)
     return printed.getvalue()

@@ -158,7 +158,9 @@ def output(script: str, *words: str) -> str:
     folder, name = ROOT / "benchmarks", f"benchmark_{Path(script).stem}"
     argv, path = sys.argv, list(sys.path)
     sys.argv, sys.path = [script, *words], [str(folder), *path]
-    siblings = {file.stem for file in folder.glob("*.py")}  # they import one another, and tests/smoke has a zlt_cell too
+    siblings = {
+        file.stem for file in folder.glob("*.py")
+    }  # they import one another, and tests/smoke has a zlt_cell too
     others = {name: sys.modules.pop(name) for name in siblings & set(sys.modules)}
     printed = io.StringIO()
     try:

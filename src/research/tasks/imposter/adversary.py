@@ -37,17 +37,19 @@ class AdversarialReward:
     def __call__(self, groups: Sequence[Group], step: int) -> Scores:
         human = [group.prompt.record["span"] for group in groups]
         written = [[self.writer.read(r.text, r.finish_reason) for r in group.rollouts] for group in groups]
-        logits = self._logits(human, written)
-        rewards = self._rewards(written, logits)
+        shown = [[self.writer.judgeable(w) for w in ws] for ws in written]
+        logits = self._logits(human, written, shown)
+        rewards = self._rewards(logits, shown)
         records = [
             [{"text": w.text, "logit": logit} for w, logit in zip(texts, row, strict=True)]
             for texts, row in zip(written, logits, strict=True)
         ]
         human_logits = [scored.span for scored in self.judge.discriminator.score(human)]
-        return Scores(rewards, records, self._metrics(human, human_logits, written, logits))
+        return Scores(rewards, records, self._metrics(human, human_logits, written, logits, shown))
 
-    def _logits(self, human: Sequence[Span], written: Sequence[Sequence[Written]]) -> list[list[float]]:
-        shown = [[self.writer.judgeable(w) for w in ws] for ws in written]
+    def _logits(
+        self, human: Sequence[Span], written: Sequence[Sequence[Written]], shown: Sequence[Sequence[bool]]
+    ) -> list[list[float]]:
         rows = [
             replace(span, text=w.text)
             for span, ws, oks in zip(human, written, shown, strict=True)
@@ -57,7 +59,7 @@ class AdversarialReward:
         scored = iter(self.judge.discriminator.score(rows)) if rows else iter(())
         return [[self._logit(next(scored)) if ok else NAN for ok in oks] for oks in shown]
 
-    def _rewards(self, written: Sequence[Sequence[Written]], logits: Sequence[Sequence[float]]) -> list[list[float]]:
+    def _rewards(self, logits: Sequence[Sequence[float]], shown: Sequence[Sequence[bool]]) -> list[list[float]]:
         if not self.reinforce:
             return [[0.0] * len(row) for row in logits]
         rewards = [_transformed(row, self.kind) for row in logits]
@@ -69,8 +71,8 @@ class AdversarialReward:
             return rewards
         floor = min(finite) - (statistics.pstdev(finite) or 1.0)
         return [
-            [x if self.writer.judgeable(w) else floor for x, w in zip(row, ws, strict=True)]
-            for row, ws in zip(rewards, written, strict=True)
+            [x if ok else floor for x, ok in zip(row, oks, strict=True)]
+            for row, oks in zip(rewards, shown, strict=True)
         ]
 
     def _logit(self, scored: Scored) -> float:
@@ -84,16 +86,12 @@ class AdversarialReward:
         human_logits: Sequence[float],
         written: Sequence[Sequence[Written]],
         logits: Sequence[Sequence[float]],
+        shown: Sequence[Sequence[bool]],
     ) -> dict[str, float]:
         judged = [logit for row in logits for logit in row if math.isfinite(logit)]
         texts = [w for row in written for w in row]
-        shown = [
-            (x, self.writer.judgeable(w))
-            for row, ws in zip(logits, written, strict=True)
-            for x, w in zip(row, ws, strict=True)
-        ]
-        not_finite = sum(not math.isfinite(x) for x in human_logits)
-        not_finite += sum(ok and not math.isfinite(x) for x, ok in shown)
+        to_judge = [x for row, oks in zip(logits, shown, strict=True) for x, ok in zip(row, oks, strict=True) if ok]
+        not_finite = sum(not math.isfinite(x) for x in [*human_logits, *to_judge])
         if not_finite and not judged:
             raise RuntimeError(f"the discriminator gave no finite logit for {len(texts)} spans; its weights went wrong")
         gaps = [h - _mean(row) for h, row in zip(human_logits, logits, strict=True) if math.isfinite(h)]
@@ -106,7 +104,7 @@ class AdversarialReward:
             "generated_logit": _mean(judged),
             "positive_rate": sum(logit > 0 for logit in judged) / max(1, len(judged)),
             "empty_rate": sum(w.text == "" for w in texts) / max(1, len(texts)),
-            "not_shown_rate": sum(not ok for _, ok in shown) / max(1, len(shown)),
+            "not_shown_rate": (len(texts) - len(to_judge)) / max(1, len(texts)),
             "nan_rate": not_finite / (len(human) + len(texts)),
             "degenerate_rate": sum(any(f.values()) for f in degenerate) / max(1, len(degenerate)),
         }

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from gpu.policies import load_base, make_policy, mean, move, save_model
 from research.errors import StaleWeightsError
 from research.models.deltas import write_merged
 from research.sampling.interface import SamplingParams
@@ -20,20 +19,10 @@ from research.sampling.proof import ProofState, prove, trainer_logprobs
 pytest.importorskip("vllm", reason="needs vLLM")
 pytestmark = pytest.mark.gpu
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
-    """A random Qwen2, 4 layers of 512, head size 64, tied embeddings, bfloat16."""
-    config = Qwen2Config(
-        vocab_size=2048, hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-        intermediate_size=1408, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    return path
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +36,10 @@ def engine(directory):
 
 @pytest.fixture
 def sampler(engine, directory):
-    load(engine, base(directory))
+    load(engine, load_base(directory))
     engine.version, engine.path = 0, ""
     engine.proof = ProofState(context=512, dtype=torch.bfloat16)
     return engine
-
-
-def base(directory):
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
 
 
 def load(engine, model):
@@ -67,28 +52,6 @@ def load(engine, model):
 def engine_weights(engine):
     (model,) = engine.llm.apply_model(lambda m: m)
     return dict(model.named_parameters())
-
-
-def make_policy(directory, seed=1, size=0.02):
-    model = base(directory).to("cuda")
-    policy = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=TARGETS))
-    for name, parameter in policy.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-    move(policy, seed, size)
-    return policy
-
-
-def move(policy, seed, size=0.02):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator, device="cuda") * size
-
-
-def mean(a, b):
-    pairs = [(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True)]
-    return sum(abs(x - y) for x, y in pairs) / len(pairs)
 
 
 def test_written_in_place_without_drift(sampler, directory):
@@ -120,19 +83,29 @@ def test_written_in_place_without_drift(sampler, directory):
     assert all(gap < 0.03 for gap in gaps.values())
 
 
-def test_a_merge_is_the_exact_sum_rounded_once():
-    """Against float64, for shapes and slices as a fused layer has them; ties of the last bit may fall either way."""
+SHAPES = ((512, 3584, 32), (3584, 18944, 32), (18944, 3584, 8), (64, 96, 1), (1000, 1001, 33), (700, 900, 256))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("rows", "columns", "inner"), SHAPES)
+def test_a_merge_is_the_exact_sum_rounded_once(rows, columns, inner, dtype):
+    """Against float64, for parts of a fused layer and of a wider base; ties of the last bit may fall either way."""
     generator = torch.Generator("cuda").manual_seed(0)
-    for rows, columns in ((512, 3584), (3584, 18944), (18944, 3584), (64, 96)):
-        base_OI = (torch.randn(rows, columns, generator=generator, device="cuda") * 0.02).bfloat16()
-        left_OK = torch.randn(rows, 32, generator=generator, device="cuda") * 1e-3
-        right_KI = torch.randn(32, columns, generator=generator, device="cuda")
-        fused_OI = torch.full((rows + 128, columns), torch.nan, dtype=torch.bfloat16, device="cuda")
-        write_merged(fused_OI[128:], base_OI, left_OK, right_KI, 1.7)
-        exact_OI = base_OI.double() + 1.7 * (left_OK.double() @ right_KI.double())
-        assert (fused_OI[128:] != exact_OI.bfloat16()).double().mean() < 1e-3
-        assert ((fused_OI[128:] - exact_OI).abs() <= exact_OI.abs() * 2**-8 + 1e-9).all()
-        assert fused_OI[:128].isnan().all()
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    base_OI = (drawn(rows, columns + 64) * 0.02).to(dtype)[:, 64:]
+    left_OK, right_KI = drawn(rows, inner) * 1e-3, drawn(inner, columns + 3)[:, 3:]
+    fused_OI = torch.full((rows + 128, columns), torch.nan, dtype=dtype, device="cuda")
+    write_merged(fused_OI[128:], base_OI, left_OK, right_KI, 1.7)
+    exact_OI = base_OI.double() + 1.7 * (left_OK.double() @ right_KI.double())
+    if dtype == torch.float32:
+        assert (fused_OI[128:] - exact_OI).abs().max() < 1e-7
+    else:
+        assert (fused_OI[128:] != exact_OI.to(dtype)).double().mean() < 1e-3
+        assert ((fused_OI[128:] - exact_OI).abs() <= exact_OI.abs() * torch.finfo(dtype).eps + 1e-7).all()
+    assert fused_OI[:128].isnan().all()
 
 
 def test_generation_uses_the_new_weights_at_the_old_speed(sampler, directory):
@@ -201,7 +174,7 @@ def test_failures_are_caught(sampler, directory):
         prove(policy, sampler.logprobs, sampler.proof)
     sampler._reset_cache()
     prove(policy, sampler.logprobs, sampler.proof)
-    load(sampler, base(directory))  # undone by a reload
+    load(sampler, load_base(directory))  # undone by a reload
     with pytest.raises(StaleWeightsError, match="as the base model does"):
         prove(policy, sampler.logprobs, sampler.proof)
 

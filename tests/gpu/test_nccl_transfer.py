@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from conftest import make_tiny_model
-from peft import LoraConfig, get_peft_model
 from services.vllm_process import VLLMProcess
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from gpu.policies import load_base, make_policy, mean, move, save_model
 from research.errors import StaleWeightsError
 from research.sampling.interface import SamplingParams
 from research.sampling.proof import TOLERANCES, prove, trainer_logprobs
@@ -19,34 +20,30 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
 ]
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 40]
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
-def save_model(path, seed):
-    """A random Qwen2 of 4 layers, head size 64, tied embeddings, bfloat16, with a tokenizer."""
+def save(path, seed):
+    """With a tokenizer, which a server wants."""
     make_tiny_model(path)
-    config = Qwen2Config(
-        vocab_size=512, hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-        intermediate_size=1408, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    return path
+    return save_model(path, seed, vocabulary=512)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"), seed=0)
+    return save(tmp_path_factory.mktemp("model"), seed=0)
 
 
 @pytest.fixture(scope="module")
 def server(directory, tmp_path_factory):
+    variables = {key: value for key, value in os.environ.items() if key.startswith("VLLM_")}  # what this machine needs
+    second = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1]
+    variables |= {"CUDA_VISIBLE_DEVICES": second, "VLLM_LOGGING_LEVEL": "WARNING"}
     process = VLLMProcess(
         directory, tmp_path_factory.mktemp("server") / "log.txt", "--dtype", "bfloat16",
         "--gpu-memory-utilization", "0.1", "--weight-transfer-config", '{"backend": "nccl"}',
-        CUDA_VISIBLE_DEVICES="1", VLLM_LOGGING_LEVEL="WARNING",
+        **variables,
     )  # fmt: skip
     yield process
     process.stop()
@@ -61,28 +58,6 @@ def sampler(server):
     assert client.how.nccl
     yield client
     client.close()
-
-
-def make_policy(directory, seed=1):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).to("cuda:0")
-    policy = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=TARGETS))
-    for name, parameter in policy.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-    move(policy, seed)
-    return policy
-
-
-def move(policy, seed, size=0.02):
-    generator = torch.Generator("cuda:0").manual_seed(seed)
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator, device="cuda:0") * size
-
-
-def mean(a, b):
-    pairs = [(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True)]
-    return sum(abs(x - y) for x, y in pairs) / len(pairs)
 
 
 def test_syncs_are_proven_and_what_is_drawn_moves(sampler, directory):
@@ -109,16 +84,18 @@ def test_syncs_are_proven_and_what_is_drawn_moves(sampler, directory):
 
 def test_every_weight_travels_so_that_the_servers_own_base_does_not_matter(sampler, directory, tmp_path):
     """A trainer with other base weights than the server was started with; then one of the first base without a delta."""
-    other = make_policy(save_model(tmp_path / "other", seed=1))
+    other = make_policy(save(tmp_path / "other", seed=1))
     sampler.sync(other)
     with pytest.raises(StaleWeightsError):
         prove(make_policy(directory), sampler.logprobs, sampler.proof)
     back = make_policy(directory)
     move(back, 1, size=0.0)
     assert sampler.sync(back).moved > 0.1
-    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).to("cuda:0")
     probe = sampler.proof.probe
-    assert mean(sampler.logprobs(probe), trainer_logprobs(plain, probe)) < TOLERANCES[torch.bfloat16].mean / 2
+    assert (
+        mean(sampler.logprobs(probe), trainer_logprobs(load_base(directory), probe))
+        < TOLERANCES[torch.bfloat16].mean / 2
+    )
 
 
 def test_weights_that_were_not_sent_are_noticed(sampler, directory):

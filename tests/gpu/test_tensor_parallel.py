@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from gpu import policies
+from gpu.policies import HEAD, HEADS, INNER, TARGETS, mean, save_model
 from research.errors import StaleWeightsError
 from research.models.merge import merged_weights
 from research.sampling.interface import SamplingParams
@@ -20,21 +20,11 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
 ]
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-HEAD, HIDDEN, HEADS, INNER = 64, 512, 8, 1408
-
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
-    """A random Qwen2 with one key-value head, which both ranks hold."""
-    config = Qwen2Config(
-        vocab_size=2048, hidden_size=HIDDEN, num_hidden_layers=4, num_attention_heads=HEADS, num_key_value_heads=1,
-        intermediate_size=INNER, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    return path
+    """One key-value head, which both ranks hold."""
+    return save_model(tmp_path_factory.mktemp("model"), key_value_heads=1)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +50,7 @@ def sampler(engine, directory):
 
 
 def make_policy(directory, seed=1, targets=TARGETS):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).to("cuda:0")
-    policy = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
-    for name, parameter in policy.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
+    policy = policies.make_policy(directory, targets=targets, rslora=False)
     move(policy, seed)
     return policy
 
@@ -72,15 +58,9 @@ def make_policy(directory, seed=1, targets=TARGETS):
 def move(policy, seed):
     """Factors of few bits, whose product is exact in any order of summing: a shard's and the whole matrix's. None: 0."""
     generator = torch.Generator("cuda:0").manual_seed(seed or 0)
-    for name, parameter in policy.named_parameters():
-        if "lora_" in name:
-            drawn = torch.randint(-4, 5, parameter.shape, generator=generator, device="cuda:0").float() / 64
-            parameter.data = drawn if seed is not None else torch.zeros_like(drawn)
-
-
-def mean(a, b):
-    pairs = [(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True)]
-    return sum(abs(x - y) for x, y in pairs) / len(pairs)
+    for parameter in policies.factors(policy):
+        drawn = torch.randint(-4, 5, parameter.shape, generator=generator, device="cuda:0").float() / 64
+        parameter.data = drawn if seed is not None else torch.zeros_like(drawn)
 
 
 def held(engine):

@@ -15,7 +15,8 @@ Shape suffixes: O = rows of the weight (d_out), I = its columns (d_in), K = inne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,9 @@ from research.models.base import fingerprint
 from research.models.sharding import own_rows
 
 CHUNK_ELEMENTS = 1 << 24  # float32 intermediates of one chunk: 64 MiB; smaller ones cost more launches than they save
-WIDE = (
-    512  # wider factors, of whole matrices, go through plain TF32: its error, 2**-11, is under that of a 16-bit result
-)
+# Wider factors, of whole matrices, go through plain TF32 on a GPU: its error, 2**-11, is under that of a 16-bit result.
+WIDE = 512
+TRITON = importlib.util.find_spec("triton") is not None  # PyTorch for CUDA brings it, on Linux
 
 
 @dataclass(frozen=True)
@@ -52,72 +53,21 @@ class WeightDelta:
         return merged_OI
 
 
-@dataclass(frozen=True)
-class Merge:
-    """One weight to be written: target = base + scale * left @ right. The target may be a part of a fused weight."""
-
-    target_OI: Tensor
-    base_OI: Tensor
-    left_OK: Tensor
-    right_KI: Tensor
-    scale: float
-
-
+@torch.no_grad()
 def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: Tensor, scale: float) -> None:
     """Overwrite `target` with base + scale * left @ right: product and sum in float32, one rounding, little memory."""
-    write_all([Merge(target_OI, base_OI, left_OK, right_KI, scale)])
+    inner = right_KI.shape[0]
+    if target_OI.is_cuda and inner <= WIDE and TRITON:
+        from research.models.merge_kernel import write_fused
 
-
-@torch.no_grad()
-def write_all(merges: Sequence[Merge]) -> None:
-    """`write_merged` of many weights.
-
-    On a GPU the factors of equally shaped layers are split together, a chunk's worth of numbers at a time: a model has hundreds
-    of layers, and to launch a dozen small kernels for each would take longer than the matrix products.
-    """
-    alike: dict[Any, list[Merge]] = {}
-    for merge in merges:
-        if merge.target_OI.is_cuda and merge.right_KI.shape[0] <= WIDE:
-            kind = (merge.left_OK.shape, merge.right_KI.shape, merge.scale, merge.target_OI.device)
-            alike.setdefault(kind, []).append(merge)
-        else:
-            fast = merge.target_OI.is_cuda and merge.target_OI.dtype != torch.float32
-            _write(merge, merge.left_OK.float() * merge.scale, merge.right_KI.float(), tf32=fast)
-    for group in alike.values():
-        together = max(1, CHUNK_ELEMENTS // (group[0].left_OK.numel() + group[0].right_KI.numel()))
-        for start in range(0, len(group), together):
-            stack = group[start : start + together]
-            left_NOK = torch.stack([merge.left_OK.float() for merge in stack]) * stack[0].scale
-            right_NKI = torch.stack([merge.right_KI.float() for merge in stack])
-            for merge, left_OK, right_KI in zip(stack, *split_product(left_NOK, right_NKI), strict=True):
-                _write(merge, left_OK, right_KI, tf32=True)
-
-
-def _write(merge: Merge, left_OK: Tensor, right_KI: Tensor, tf32: bool) -> None:
-    """The product as a matrix of its own: cuBLAS, asked to add a bfloat16 base itself, rounds the product before."""
-    target_OI = merge.target_OI
+        write_fused(target_OI, base_OI, left_OK, right_KI, scale)
+        return
+    left_OK, right_KI = left_OK.float() * scale, right_KI.float()
     rows = max(1, CHUNK_ELEMENTS // target_OI.shape[1])
-    with _tf32(tf32):
+    with _tf32(target_OI.is_cuda and inner > WIDE and target_OI.dtype != torch.float32):
         for start in range(0, target_OI.shape[0], rows):
             part = slice(start, start + rows)
-            torch.add(merge.base_OI[part], left_OK[part] @ right_KI, out=target_OI[part])
-
-
-def split_product(left_OK: Tensor, right_KI: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors three times as wide whose product in TF32 is left @ right in float32, but for 2**-21 of each term.
-
-    Takes stacks of factors too. Each number is a TF32 part and a rest; the product of the two rests is dropped. Tensor cores then do what
-    float32 arithmetic does more slowly (error-corrected TF32: Ootomo and Yokota 2022, arXiv:2203.03341).
-    """
-    left_high, right_high = _tf32_part(left_OK), _tf32_part(right_KI)
-    left = torch.cat([left_high, left_high, left_OK - left_high], dim=-1)
-    right = torch.cat([right_high, right_KI - right_high, right_high], dim=-2)
-    return left, right
-
-
-def _tf32_part(x: Tensor) -> Tensor:
-    """x with the 13 lowest bits of its mantissa cleared, which TF32 holds exactly."""
-    return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+            torch.add(base_OI[part], left_OK[part] @ right_KI, out=target_OI[part])
 
 
 class _tf32:

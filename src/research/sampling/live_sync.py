@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from research.errors import StaleWeightsError
-from research.models.deltas import Merge, WeightDelta, write_all
+from research.models.deltas import WeightDelta, write_merged
 from research.sampling.staging import Shipment, received
 
 ALL = slice(None)
@@ -122,19 +122,20 @@ class LiveWeights:
                 f"the sync carries {len(deltas)} layers, not the {len(self.places)} that this engine was bound with; a "
                 "policy that adapts other layers needs an engine of its own"
             )
-        write_all([self._merge(delta) for delta in deltas])
+        for delta in deltas:
+            self._write(delta)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return len(deltas)
 
-    def _merge(self, delta: WeightDelta) -> Merge:
-        """What of a layer this rank writes, and where."""
+    def _write(self, delta: WeightDelta) -> None:
+        """This rank's part of one layer."""
         spot = self.places[delta.module]
         target_OI = self.modules[spot.module].weight.data[spot.rows]
         base_OI = self.base[delta.module] if self.keep_base else delta.base_OI[spot.out, spot.columns]
         left_OK, right_KI = delta.left_OK[spot.out], delta.right_KI[:, spot.columns]
         device = target_OI.device
-        return Merge(target_OI, base_OI, left_OK.to(device), right_KI.to(device), delta.scale)
+        write_merged(target_OI, base_OI, left_OK.to(device), right_KI.to(device), delta.scale)
 
 
 class LiveSyncWorker:

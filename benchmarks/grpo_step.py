@@ -245,7 +245,7 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
         return even_ids(completion_ids)
 
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
-        arguments = trl_arguments(settings(options, base.tokenizer.eos_token_id), Path(scratch), base.device.type)
+        arguments = trl_arguments(settings(options, base.tokenizer.eos_token_id), Path(scratch), policy)
         if options.sampler == "vllm":
             arguments.use_vllm, arguments.vllm_mode = True, "colocate"
             arguments.vllm_gpu_memory_utilization = options.gpu_memory

@@ -107,7 +107,11 @@ class Optimization:
     max_grad_norm: float = key(1.0, "gradient clipping by global norm", above=0)
     micro_batch_size: int | None = key(None, "examples a forward pass; null: the whole batch", min=1)
     gradient_checkpointing: bool = key(False, "recompute activations: less memory, more time")
-    bf16: str = key("auto", "bf16 autocast; auto: where the hardware has it", choices=("auto", "true", "false"))
+    bf16: str = key(
+        "auto",
+        "bf16 autocast; auto: where the hardware has it; a policy that is sampled from: if the model is in bfloat16 too",
+        choices=("auto", "true", "false"),
+    )
     checkpoint_seconds: float = key(60.0, "at least this long between checkpoints; 0: every step", min=0)
 
 

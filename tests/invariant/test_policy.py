@@ -9,12 +9,14 @@ from typing import Any
 import policy_setup as setup
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from research.config import Optimization
 from research.errors import ConfigurationError
 from research.models import antipasto
 from research.training.auxiliary import BehaviourCloning, token_logprobs
 from research.training.constraints import Constraint, knobs
-from research.training.policy import trl_arguments
+from research.training.policy import PolicyConfig, trl_arguments
 from research.training.rollouts import Group, Rollout, Scores, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +68,7 @@ def test_default_seams_are_stock_trl(
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [sum(t < 128 for t in ids) / len(ids) for ids in completion_ids]
 
-    arguments = trl_arguments(settings, tmp_path / "stock", "cpu")
+    arguments = trl_arguments(settings, tmp_path / "stock", stock)
     arguments.beta = kl_beta
     trainer = GRPOTrainer(
         stock,
@@ -351,3 +353,16 @@ def test_impossible_settings_are_refused(tiny_model_dir: Path, tmp_path: Path) -
     ):
         with pytest.raises(ConfigurationError, match=words):
             attempt(**changes)
+
+
+def test_a_policy_trains_in_the_dtype_that_it_is_sampled_in(tiny_model_dir, tmp_path):
+    """Under bfloat16 autocast a float32 model's log-probs are another's than its sampler's."""
+
+    def chosen(dtype, choice):
+        policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype)
+        settings = PolicyConfig(1, 1e-3, 8, 4, 16, optim=Optimization(bf16=choice, micro_batch_size=8))
+        return trl_arguments(settings, tmp_path, policy).bf16
+
+    assert not chosen(torch.float32, "auto") and not chosen(torch.bfloat16, "false") and chosen(torch.bfloat16, "true")
+    with pytest.raises(ConfigurationError, match=r"model\.dtype=bfloat16"):
+        chosen(torch.float32, "true")

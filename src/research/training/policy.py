@@ -129,7 +129,7 @@ def train_policy(
     per_step = config.batch_size // config.group_size
     order = schedule(len(prompts), per_step, config.steps, config.seed)
     seams = Seams(reward, sampler, advantages, constraint, tuple(auxiliary), tuple(callbacks), teacher, log, progress)
-    arguments = trl_arguments(config, scratch / "policy", policy.device.type)
+    arguments = trl_arguments(config, scratch / "policy", policy)
     found = checkpoint.last(scratch / "policy")
     resumed = checkpoint.load(found)["step"] if found else 0
     trainer = PolicyTrainer(policy, tokenizer, prompts, order, config, seams, arguments)
@@ -142,7 +142,7 @@ def train_policy(
     return PolicyResult(trainer.state.global_step, resumed, time.perf_counter() - start, trainer.last_row)
 
 
-def trl_arguments(config: PolicyConfig, output: Path, device: str) -> GRPOConfig:
+def trl_arguments(config: PolicyConfig, output: Path, policy: PreTrainedModel | PeftModel) -> GRPOConfig:
     """The same settings in TRL's words; saving, logging and the reference model are the suite's own."""
     from trl import GRPOConfig
 
@@ -175,8 +175,8 @@ def trl_arguments(config: PolicyConfig, output: Path, device: str) -> GRPOConfig
         warmup_steps=optim.warmup_ratio,
         max_grad_norm=optim.max_grad_norm,
         gradient_checkpointing=optim.gradient_checkpointing,
-        bf16=_bf16(optim.bf16, device),
-        use_cpu=device == "cpu",
+        bf16=_bf16(optim.bf16, policy),
+        use_cpu=policy.device.type == "cpu",
         seed=config.seed,
         shuffle_dataset=False,
         remove_unused_columns=False,
@@ -188,9 +188,15 @@ def trl_arguments(config: PolicyConfig, output: Path, device: str) -> GRPOConfig
     )
 
 
-def _bf16(choice: str, device: str) -> bool:
+def _bf16(choice: str, policy: PreTrainedModel | PeftModel) -> bool:
+    """Whether to train under bfloat16 autocast: a sampler draws in the model's dtype, and has to agree with the trainer."""
     import torch
 
+    if choice == "true" and policy.dtype != torch.bfloat16:
+        raise ConfigurationError(
+            "task.optim.bf16=true would train in bfloat16 what is sampled in "
+            f"{str(policy.dtype).removeprefix('torch.')}; set model.dtype=bfloat16 too, or leave task.optim.bf16=auto"
+        )
     if choice == "auto":
-        return device == "cuda" and torch.cuda.is_bf16_supported()
+        return policy.dtype == torch.bfloat16 and policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return choice == "true"

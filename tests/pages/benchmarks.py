@@ -97,7 +97,11 @@ def mauve_sizes() -> tuple[int, int]:
 CLAIMS = [
     Claim(PAGE, "in one process on one {};", lambda: (benchmark("sync.json")["environment"]["device"].split()[-1],)),
     Claim(PAGE, "{} syncs of other weights and then the first ones again gave the same log-probs to the bit", drift),
-    Claim(PAGE, "compares every weight of the engine with the trainer's and compiles the kernel ({:.2f} s)", lambda: sync("live", "first_s")),
+    Claim(
+        PAGE,
+        "compares every weight of the engine with the trainer's and compiles the kernel ({:.2f} s)",
+        lambda: sync("live", "first_s"),
+    ),
     Claim(PAGE, "(log-probs of {:,} probe tokens on both sides) took another {:.2f} s", proof),
     Claim(
         PAGE,

@@ -7,7 +7,7 @@ import json
 from pages.claim import Claim, cells, same, setting, short, word
 from pages.reading import ROOT
 
-PAGE, SWEEP = "experiments/imposter/README.md", "imposter/arms"
+PAGE, SWEEP, ASCENT = "experiments/imposter/README.md", "imposter/arms", "imposter_shared/ascent"
 MOST_DEGENERATE, LEAST_CHANGE = 0.05, -0.20
 
 
@@ -60,7 +60,72 @@ def cotraining() -> tuple:
     return short(before[0]), short(before[1]), f"{same(r['chance_loss'] for of in rounds for r in of):.3f}".lstrip("0")
 
 
+def design() -> list[dict]:
+    """The cells of the ascent, the one that the rule chose last."""
+    return sorted(cells(ASCENT), key=lambda row: [row["cell"]["config"][name] for name in ("steps", "lr", "task.d_lr")])
+
+
+def power(lr: float) -> str:
+    return f"{lr:.0e}".replace("e-0", "e-")
+
+
+def levels(row: dict) -> tuple[str, str, str]:
+    config = row["cell"]["config"]
+    return power(config["lr"]), power(config["task.d_lr"]), f"{config['task.d_scale']:g}"
+
+
+def design_size() -> tuple:
+    five, (sixth,) = design()[:-1], design()[-1:]
+    steps = same(row["cell"]["config"]["steps"] for row in five), sixth["cell"]["config"]["steps"]
+    tokens = setting(ASCENT, "task.corpus.span_tokens"), setting(ASCENT, "task.reasoning_tokens")
+    return word(len(five)), steps[0], *tokens, steps[1]
+
+
+def chosen() -> tuple:
+    """Where the rule put the sixth cell, which is where it ran."""
+    rounded = ascent()["rounded"]
+    assert levels(design()[-1]) == (power(rounded[0]), power(rounded[1]), f"{rounded[2]:g}")
+    return power(rounded[0]), power(rounded[1]), f"{rounded[2]:g}".lstrip("0")
+
+
+def ascent() -> dict:
+    return json.loads((ROOT / "figures" / ASCENT / "ascent.json").read_text())["ascent"]
+
+
+def measured_on() -> tuple:
+    sequences = [round(row["metrics"]["sequences"]) for row in design()]
+    assert max(sequences) == setting(ASCENT, "task.last")
+    return setting(ASCENT, "task.buckets"), setting(ASCENT, "task.last"), min(sequences), max(sequences)
+
+
+def design_rows() -> list[tuple]:
+    names = ("mauve", "reward", "judge_accuracy", "kl_drift")
+    return [(*levels(r), r["cell"]["config"]["steps"], *(r["metrics"][name] for name in names)) for r in design()]
+
+
+def unmoved() -> tuple[float, ...]:
+    *corners, centre = sorted(row["metrics"]["mauve"] for row in design()[:-1])
+    assert levels(next(row for row in design() if row["metrics"]["mauve"] == centre)) == ("1e-5", "2e-5", "1")
+    return max(row["metrics"]["kl_drift"] for row in design()), min(corners), max(corners), centre
+
+
 CLAIMS = [
+    Claim(PAGE, "{} cells of {} steps at the published levels, {} + {} tokens", lambda: design_size()[:-1]),
+    Claim(PAGE, "then the sixth, of {} steps, where the rule", lambda: design_size()[-1:]),
+    Claim(PAGE, "lr {}, judge's {}, scale {}", chosen),
+    Claim(PAGE, "MAUVE in {} buckets on the last {} sequences but empty ones, {} to {} a cell", measured_on),
+    Claim(PAGE, "| {} | {} | {} | {} | {:.3f} | {:.2f} | {:.2f} | {:.4f} |", design_rows),
+    Claim(
+        PAGE,
+        "no cell moves the policy by more than {:.3f} nats. The corners have no replicate; their MAUVE is {:.3f} to "
+        "{:.3f}, and the centre between them {:.3f}.",
+        unmoved,
+    ),
+    Claim(
+        PAGE,
+        "predicted {:.3f} for the sixth cell; it came to {:.3f}.",
+        lambda: (ascent()["prediction"], design()[-1]["metrics"]["mauve"]),
+    ),
     Claim(PAGE, "{} cells, {} arms, {} steps of {} spans", size),
     Claim(PAGE, "{} held-out documents, {} spans each", documents),
     Claim(

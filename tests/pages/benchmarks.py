@@ -94,7 +94,60 @@ def mauve_sizes() -> tuple[int, int]:
     return sizes
 
 
+def runs(file: str, *names: str) -> list[dict]:
+    return [benchmark(file)["runs"][name] for name in names]
+
+
+def synced() -> tuple[float, ...]:
+    """Seconds of TRL's sync and of ours, the ratio, GiB beyond what both hold anyway."""
+    (theirs, more), (ours, own) = (sync(way, "seconds", "peak_above_start_gib") for way in ("trl", "live"))
+    return theirs, ours, theirs / ours, more, own
+
+
+def trained(before: str, after: str) -> tuple[float, ...]:
+    slow, fast = runs("zlt_cell_7b.json", before, after)
+    speeds = [run["tokens_per_second"] for run in (slow, fast)]
+    return *speeds, speeds[1] / speeds[0], *(run["peak_mib"] / 1024 for run in (slow, fast))
+
+
+def stepped(before: str, after: str) -> tuple[float, ...]:
+    """Seconds a step; how many times the tokens a second, for the runs draw their own completions."""
+    slow, fast = runs("grpo_step.json", before, after)
+    return slow["step_seconds"], fast["step_seconds"], fast["tokens_per_second"] / slow["tokens_per_second"]
+
+
+def graded() -> tuple[float, ...]:
+    names = ("process_per_program_per_second", "warm_per_second", "ratio")
+    return tuple(benchmark("grader.json")[name] for name in names)
+
+
+def mauve_seconds() -> tuple:
+    lines = (ROOT / "benchmarks/mauve_agreement.jsonl").read_text().splitlines()
+    row = next(row for row in map(loads, lines) if row["case"] == "equal")
+    reference, ours = row["reference"]["seconds"], row["ours"]["seconds"]
+    return row["samples"], reference, ours, reference / ours
+
+
 CLAIMS = [
+    Claim(PAGE, "| s a sync, 7B shape | {:.3f} (TRL) | {:.3f} | {:.1f} | {:.1f}, {:.1f} more |", synced),
+    Claim(
+        PAGE,
+        "| tokens/s, 7B shape | {:,.0f} (stock) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
+        lambda: [trained("stock", "stock_no_checkpointing"), trained("stock_no_checkpointing", "ours")],
+    ),
+    Claim(
+        PAGE,
+        "| s a GRPO step, CPU | {:.2f} | {:.2f} | {:.1f} |",
+        lambda: [stepped("ours, prompts not shared", "ours"), stepped("ours", "ours, AntiPaSTO")],
+    ),
+    Claim(PAGE, "| s a step, CPU | {:.2f} (stock) | {:.2f} | {:.1f} |", lambda: stepped("stock TRL", "ours")),
+    Claim(
+        PAGE,
+        "| share of that step | | {:.2f} % |",
+        lambda: (100 * runs("grpo_step.json", "ours, erase on frozen A")[0]["constraint_share"],),
+    ),
+    Claim(PAGE, "| programs/s | {:.1f} | {:.1f} | {:.1f} |", graded),
+    Claim(PAGE, "| MAUVE, {:,} samples a side | s | {} (reference) | {} | {:.1f} |", mauve_seconds),
     Claim(PAGE, "in one process on one {};", lambda: (benchmark("sync.json")["environment"]["device"].split()[-1],)),
     Claim(PAGE, "{} syncs of other weights and then the first ones again gave the same log-probs to the bit", drift),
     Claim(

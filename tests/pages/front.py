@@ -7,8 +7,8 @@ import tomllib
 
 import yaml
 
-from pages import reward_hack, zlt_sweep
-from pages.claim import Claim, cells, same, word
+from pages import benchmarks, reward_hack, zlt_sweep
+from pages.claim import Claim, benchmark, cells, same, word
 from pages.reading import ROOT
 
 PAGE = "README.md"
@@ -57,7 +57,26 @@ def prevented() -> tuple:
     return ()
 
 
+def swept() -> tuple[int, float, float, float]:
+    found = benchmark("zlt_cell_7b.json")["sweep"]
+    hours = (found["protocols"]["as_reported"][kind]["gpu_hours"] for kind in ("stock", "ours"))
+    return shipped_cells("zlt_paper"), found["published_gpu_hours"], *hours
+
+
 CLAIMS = [
+    Claim(
+        PAGE,
+        "(`SFTTrainer` with the published settings) | {:,.0f} | {:,.0f} |",
+        lambda: benchmarks.trained("stock", "ours")[:2],
+    ),
+    Claim(PAGE, "its {}-cell sweep, GPU-hours, from measured parts (published: {}) | {:.2f} | {:.2f} |", swept),
+    Claim(PAGE, "s (TRL colocate) | {:.3f} | {:.3f} |", lambda: benchmarks.synced()[:2]),
+    Claim(
+        PAGE,
+        "a GRPO step on {} CPU cores, s (TRL) | {:.2f} | {:.2f} |",
+        lambda: (benchmarks.cores().lower(), *benchmarks.stepped("stock TRL", "ours")[:2]),
+    ),
+    Claim(PAGE, "(one process a program, not isolated) | {:.1f} | {:.1f} |", lambda: benchmarks.graded()[:2]),
     Claim(PAGE, "Python {} or {}, nothing else", pythons),
     Claim(PAGE, "{} cells, a few minutes", lambda: (word(demo_cells()).capitalize(),)),
     Claim(PAGE, "{} `run_result.json`", lambda: (word(demo_cells()),)),

@@ -62,7 +62,8 @@ def cotraining() -> tuple:
 
 def design() -> list[dict]:
     """The cells of the ascent, the one that the rule chose last."""
-    return sorted(cells(ASCENT), key=lambda row: [row["cell"]["config"][name] for name in ("steps", "lr", "task.d_lr")])
+    found = [*cells(ASCENT), *cells(f"{ASCENT}_next")]
+    return sorted(found, key=lambda row: [row["cell"]["config"][name] for name in ("steps", "lr", "task.d_lr")])
 
 
 def power(lr: float) -> str:
@@ -111,7 +112,7 @@ def unmoved() -> tuple[float, ...]:
 
 CLAIMS = [
     Claim(PAGE, "{} cells of {} steps at the published levels, {} + {} tokens", lambda: design_size()[:-1]),
-    Claim(PAGE, "then the sixth, of {} steps, where the rule", lambda: design_size()[-1:]),
+    Claim(PAGE, "the sixth, of {} steps, where the rule", lambda: design_size()[-1:]),
     Claim(PAGE, "lr {}, judge's {}, scale {}", chosen),
     Claim(PAGE, "MAUVE in {} buckets on the last {} sequences but empty ones, {} to {} a cell", measured_on),
     Claim(PAGE, "| {} | {} | {} | {} | {:.3f} | {:.2f} | {:.2f} | {:.4f} |", design_rows),

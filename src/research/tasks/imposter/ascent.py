@@ -27,6 +27,7 @@ from research.cells.cell import write_atomically
 from research.errors import ConfigurationError
 
 DEFAULT_T = 1.5
+PLAIN = ("python", "-m", "research", "task=imposter_shared")
 PATH_STEPS = (0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0)
 # How the published table calls what are keys of `task=imposter_shared`.
 PUBLISHED_NAMES = {"g_lr": "lr", "d_lr": "task.d_lr", "d_scale": "task.d_scale"}
@@ -188,16 +189,28 @@ def read_rows(results: Path) -> tuple[list[dict[str, float | None]], bool]:
     return [_numbers(_flat(row["cell"]["config"]) | row["metrics"] if ours else row) for row in raw], ours
 
 
-def command(design: Design, ascent: Ascent) -> str:
-    """The command that runs the next cell."""
-    settings = [
-        f"{PUBLISHED_NAMES.get(factor, factor)}={value:g}"
-        for factor, value in zip(design.factors, ascent.rounded, strict=True)
-    ]
-    return shlex.join(["python", "-m", "research", "task=imposter_shared", *settings])
+def command(design: Design, ascent: Ascent, launched: Sequence[str] = PLAIN) -> str:
+    """The command that runs the next cell. launched: the words that ran the others."""
+    keys = [PUBLISHED_NAMES.get(factor, factor) for factor in design.factors]
+    settings = [f"{key}={value:g}" for key, value in zip(keys, ascent.rounded, strict=True)]
+    return shlex.join([*launched, *settings])
 
 
-def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str) -> str:
+def launched_by(results: Path, factors: Sequence[str]) -> list[str]:
+    """The words that launched a sweep's folder, for one more cell with the same settings, under a name of its own.
+
+    Without a sweep.json the plain task's.
+    """
+    path = results / "sweep.json"
+    if not path.is_file():
+        return list(PLAIN)
+    sweep = json.loads(path.read_text())
+    replaced = {"name", *factors}
+    words = [w for w in shlex.split(sweep["command"])[3:] if w not in ("-m", "--multirun")]
+    return [*PLAIN[:3], *(w for w in words if w.partition("=")[0] not in replaced), f"name={sweep['name']}_next"]
+
+
+def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str, then: str) -> str:
     """Effects, path, next cell and caveats as text."""
     lines = [f"{len(design.signs)} corners around a centre, response {response}"]
     lines.append(f"{'factor':>14} {'low':>9} {'centre':>9} {'high':>9} {'effect':>9} {'slope':>9}")
@@ -219,7 +232,7 @@ def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str)
         point = climb(design, t)
         values = "  ".join(f"{f}={v:.3g}" for f, v in zip(design.factors, point.exact, strict=True))
         lines.append(f"  t={t:<5g} {values}  linear prediction {point.prediction:.4g}")
-    lines.append(f"\nnext cell (t={ascent.t:g}, one significant figure): {command(design, ascent)}")
+    lines.append(f"\nnext cell (t={ascent.t:g}, one significant figure): {then}")
     lines += ["", "caveats:", *(f"- {line}" for line in said)]
     return "\n".join(lines)
 
@@ -242,17 +255,18 @@ def main(argv: Sequence[str]) -> None:
     design = find_design(rows, response, options["factors"].split(",") if options["factors"] else None)
     ascent = climb(design, _number("t", str(options["t"])))
     said = caveats(design, rows)
-    print(describe(design, ascent, said, response))
+    then = command(design, ascent, launched_by(Path(options["results"]), design.factors))
+    print(describe(design, ascent, said, response, then))
     if options["out"]:
         out = Path(options["out"])
         record = {
             "design": asdict(design),
             "ascent": asdict(ascent),
             "caveats": said,
-            "command": command(design, ascent),
+            "command": then,
         }
         write_atomically(out / "ascent.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(out / "next_cell.sh", command(design, ascent) + "\n")
+        write_atomically(out / "next_cell.sh", then + "\n")
 
 
 def _varied(rows: Sequence[Row], response: str) -> list[str]:

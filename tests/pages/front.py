@@ -33,7 +33,7 @@ def shipped_cells(experiment: str) -> int:
 
 
 def hack_minutes() -> tuple:
-    rows = cells("reward_hack/micro")
+    rows = cells(reward_hack.SWEEP)
     minutes = [row["wall_seconds"]["total"] / 60 for row in rows]
     threads = same(row["provenance"]["cpu_threads"] for row in rows)
     return len(rows), *map(word, (math.floor(min(minutes)), math.ceil(max(minutes)), threads))
@@ -52,8 +52,16 @@ def to_run() -> tuple[int]:
 
 
 def prevented() -> tuple:
-    assert reward_hack.mean(reward_hack.REBOUND, "hack_rate") == 0
-    assert reward_hack.mean(reward_hack.REBOUND, "pass_rate") < reward_hack.base_rates()[1] / 100 / 2
+    """In words: a share of the hacks, the pass rate, half of the claim, the controls."""
+    fewer, *_ = reward_hack.fewer("vanilla", "grad_erase")
+    assert 0.2 < fewer / (100 * reward_hack.mean("vanilla", "hack_rate")) < 0.3
+    assert 0.4 < fewer / reward_hack.claimed()[1] < 0.6
+    reward_hack.matched()
+    _, low, high = reward_hack.fewer("vanilla", "random_erase")
+    assert low < 0 < high
+    for arm in reward_hack.REBOUNDS:
+        assert reward_hack.mean(arm, "hack_rate") == 0
+        assert reward_hack.mean(arm, "pass_rate") < reward_hack.base_rates()[1] / 100 / 2
     return ()
 
 
@@ -87,7 +95,12 @@ CLAIMS = [
         lambda: (word(sum(row["success"] for row in cells("zlt_sweep/micro_grid"))),),
     ),
     Claim(PAGE, "{} cells of {} to {} minutes on {} core)", hack_minutes),
-    Claim(PAGE, "Rebound, a change of the reward, prevents hacking and solving alike", prevented),
+    Claim(
+        PAGE,
+        "prevents a quarter of the hacks at the same pass rate, half of what was claimed beforehand; erasing along random "
+        "directions prevents nothing; Rebound, a change of the reward, prevents hacking and solving alike",
+        prevented,
+    ),
     Claim(
         PAGE,
         "the published place is clean in each of {} seeds: the source at {:.1f} to {:.1f} %, nobody else above {:.1f} %",

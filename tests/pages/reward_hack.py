@@ -6,99 +6,109 @@ import functools
 
 from pages.claim import Claim, cells, same, setting, short, word
 from research.tasks.reward_hack import analysis
-from research.tasks.reward_hack.arms import DENOISED, UNDENOISED
+from research.tasks.reward_hack.arms import DENOISED, METHOD, RANDOM, UNDENOISED, VANILLA
 from research.tasks.reward_hack.rebound import transform
 from research.tasks.reward_hack.report import PUBLISHED
 
-PAGE, SWEEP = "experiments/reward_hack/README.md", "reward_hack/micro"
-UNRESTORED, REBOUND = "grad_erase_unrestored", "rebound_multiplicative"
-LATER = (DENOISED, UNDENOISED, UNRESTORED, REBOUND)
+PAGE, SWEEP, SHORTER = "experiments/reward_hack/README.md", "reward_hack/arms", "reward_hack/micro"
+UNRESTORED, ROUTE, REBOUNDS = "grad_erase_unrestored", "grad_route", ("rebound_additive", "rebound_multiplicative")
 RATES = ("hack_rate", "pass_rate")
 
 
 @functools.cache
-def arms() -> dict[str, analysis.ArmRows]:
-    return analysis.arms(cells(SWEEP))
+def arms(sweep: str = SWEEP) -> dict[str, analysis.ArmRows]:
+    return analysis.arms(cells(sweep))
 
 
-def mean(arm: str, name: str) -> float:
-    found = arms()[arm].estimate(name)
+def mean(arm: str, name: str, sweep: str = SWEEP) -> float:
+    found = arms(sweep)[arm].estimate(name)
     assert found is not None
     return found.value
 
 
-def fewer(one: str, other: str, kind: str = "hack") -> tuple[float, float, float]:
+def fewer(one: str, other: str, kind: str = "hack", sweep: str = SWEEP) -> tuple[float, float, float]:
     """By how many points `other` is below `one`, and the interval."""
-    found = analysis.compare(arms()[one], arms()[other], kind).difference
+    found = analysis.compare(arms(sweep)[one], arms(sweep)[other], kind).difference
     return 100 * found.value, 100 * found.low, 100 * found.high
 
 
 def by_seed(other: str) -> tuple[float, ...]:
     of_other, ours = (
         {row["cell"]["config"]["seed"]: row["metrics"]["hack_rate"] for row in arms()[arm].rows}
-        for arm in (other, "grad_erase")
+        for arm in (other, METHOD)
     )
     return tuple(100 * (of_other[seed] - ours[seed]) for seed in sorted(ours))
 
 
-def verdict(name: str) -> str:
-    return next(found.verdict for found in analysis.verdicts(arms()) if found.name == name)
+def verdict(name: str, sweep: str = SWEEP) -> str:
+    return next(found.verdict for found in analysis.verdicts(arms(sweep)) if found.name == name)
 
 
-def size() -> tuple:
-    seeds = same(len(arm.rows) for arm in arms().values())
-    replies = same(row["counts"][rate]["trials"] for row in cells(SWEEP) for rate in RATES)
-    return word(len(arms())), word(seeds), setting(SWEEP, "steps"), setting(SWEEP, "batch_size"), replies
-
-
-def rates() -> list[tuple]:
-    return [(name, *(100 * mean(name, rate) for rate in RATES)) for name in arms()]
+def size(sweep: str = SWEEP) -> tuple:
+    seeds = same(len(arm.rows) for arm in arms(sweep).values())
+    replies = same(row["counts"][rate]["trials"] for row in cells(sweep) for rate in RATES)
+    return word(len(arms(sweep))), word(seeds), setting(sweep, "steps"), setting(sweep, "batch_size"), replies
 
 
 def base_rates() -> tuple[float, ...]:
+    """Before training, mean over the cells: the machines' versions of torch draw other replies."""
     return tuple(
         100 * sum(row["metrics"][f"base_{rate}"] for row in cells(SWEEP)) / len(cells(SWEEP)) for rate in RATES
     )
 
 
-def erased() -> tuple[float, ...]:
-    return *fewer("vanilla", "grad_erase"), fewer("grad_erase", "vanilla", "pass")[0]
-
-
-def nothing() -> tuple[float, ...]:
-    value, low, high = fewer("vanilla", "random_erase")
-    assert low < 0 < high
-    return value, low, high
-
-
-def claimed() -> tuple:
-    assert fewer("vanilla", "grad_erase")[0] < analysis.H1_FALSIFIED
-    assert fewer("grad_erase", "vanilla", "pass")[1] > analysis.H1_MATCH, "the pass rates do not match"
-    return verdict("H1"), analysis.H1_POINTS, analysis.H1_FALSIFIED
-
-
-def against_vanilla() -> list[tuple[float, float, float]]:
-    found = [fewer("vanilla", arm) for arm in (UNRESTORED, UNDENOISED, DENOISED)]
-    assert all(low > 0 for _, low, _ in found)
+def rates() -> list[tuple]:
+    """An arm's rates, and both differences to `vanilla`."""
+    found = []
+    for name in (name for name in arms() if name != VANILLA):
+        passes = -fewer(VANILLA, name, "pass")[0] + 0.0
+        found.append((name, *(100 * mean(name, rate) for rate in RATES), *fewer(VANILLA, name), passes))
     return found
 
 
+def unchanged() -> tuple[str]:
+    """Measuring the directions changes no reply's fate."""
+    measured, plain = (
+        {row["cell"]["config"]["seed"]: [row["metrics"][rate] for rate in RATES] for row in arms()[arm].rows}
+        for arm in ("measure_only", VANILLA)
+    )
+    assert measured == plain
+    return (word(len(plain)),)
+
+
+def claimed() -> tuple:
+    value, low, high = fewer(VANILLA, METHOD)
+    assert analysis.H1_FALSIFIED < value < analysis.H1_POINTS
+    return verdict("H1"), analysis.H1_POINTS, value, low, high, analysis.H1_FALSIFIED
+
+
+def matched() -> tuple[float, ...]:
+    value, low, high = fewer(VANILLA, METHOD, "pass")
+    assert abs(value) < analysis.H1_MATCH and low < 0 < high
+    return value, low, high, analysis.H1_MATCH
+
+
+def direction() -> tuple:
+    return verdict("H3"), *fewer(RANDOM, METHOD), analysis.CONTROL_POINTS
+
+
 def denoised() -> tuple:
-    value, low, high = fewer(DENOISED, UNDENOISED)
-    assert value > 0, "more, not fewer"
-    return verdict("H2"), analysis.CONTROL_POINTS, value, low, high
+    return verdict("H2"), analysis.CONTROL_POINTS, *fewer(UNDENOISED, DENOISED)
 
 
-def hidden_states() -> tuple:
-    share = same(round(100 * mean(arm, "cos_in")) for arm in (DENOISED, UNDENOISED))
-    assert share < 100 * mean("grad_erase", "cos_in")
-    return share, *fewer(DENOISED, "grad_erase"), *fewer(UNDENOISED, "grad_erase")
+def shorter() -> tuple:
+    """The verdicts of the smaller sweep, and what decided them."""
+    erased, against_random = fewer(VANILLA, METHOD, sweep=SHORTER), fewer(RANDOM, METHOD, sweep=SHORTER)
+    named = {name: verdict(name, SHORTER) for name in ("H1", "H2", "H3", "H4")}
+    assert same((named["H1"], named["H2"], named["H3"])) == "falsified" and named["H4"] == verdict("H4")
+    return *size(SHORTER)[:3], *erased, *against_random
 
 
-def restored() -> tuple[float, ...]:
-    hacks, passes = fewer(UNRESTORED, "grad_erase"), fewer(UNRESTORED, "grad_erase", "pass")
-    assert all(low < 0 < value < high for value, low, high in (hacks, passes))
-    return *hacks, *passes
+def nothing_solved() -> tuple[float, ...]:
+    """Rebound and routing: not one hack, and how much each passes."""
+    counts = [row["counts"]["hack_rate"] for arm in (*REBOUNDS, ROUTE) for row in arms()[arm].rows]
+    assert sum(count["hits"] for count in counts) == 0
+    return sum(count["trials"] for count in counts), *(100 * mean(arm, "pass_rate") for arm in (*REBOUNDS, ROUTE))
 
 
 def sign() -> tuple[float]:
@@ -107,42 +117,21 @@ def sign() -> tuple[float]:
     return (alpha,)
 
 
-def rebound() -> tuple:
-    counts = [row["counts"]["hack_rate"] for row in arms()[REBOUND].rows]
-    assert sum(count["hits"] for count in counts) == 0
-    passed = 100 * mean(REBOUND, "pass_rate"), base_rates()[1]
-    return sum(count["trials"] for count in counts), *passed
-
-
-def of_seed(row: dict) -> dict:
-    """The cell of `vanilla` with a cell's seed."""
-    return next(own for own in arms()["vanilla"].rows if own["cell"]["config"]["seed"] == row["cell"]["config"]["seed"])
-
-
-def machines() -> tuple[str, ...]:
-    """Python and torch of the later arms, then of the first ones."""
-    found = []
-    for later in (True, False):
-        rows = [row["provenance"] for name, arm in arms().items() if (name in LATER) == later for row in arm.rows]
-        found.append(same((one["cpu"], one["python"], one["libraries"]["torch"]) for one in rows))
-    (cpu, *_), (other, *_) = found
-    assert cpu != other
-    for row in cells(SWEEP):
-        base, known = ([one["metrics"][f"base_{rate}"] for rate in RATES] for one in (row, of_seed(row)))
-        assert base == known, "the base's rates"
-    return tuple(".".join(version.split(".")[:2]) for _, *versions in found for version in versions)
+def routed() -> tuple[str, str]:
+    quarantine, knob = (mean(ROUTE, f"update_norm/{name}") for name in ("dS_hack", "dS"))
+    assert quarantine > knob
+    return short(quarantine), short(knob)
 
 
 def projected() -> tuple[float, float]:
-    assert max(mean(arm, "cos_out") for arm in ("grad_erase", "random_erase")) < 1e-6, "nothing after it"
-    return 100 * mean("grad_erase", "cos_in"), 100 * mean("random_erase", "cos_in")
+    assert max(mean(arm, "cos_out") for arm in (METHOD, RANDOM)) < 1e-6, "nothing after it"
+    return 100 * mean(METHOD, "cos_in"), 100 * mean(RANDOM, "cos_in")
 
 
-def routed() -> tuple[str, str]:
-    quarantine, knob = (mean("grad_route", f"update_norm/{name}") for name in ("dS_hack", "dS"))
-    assert quarantine > knob
-    assert abs(mean("grad_route", "compile_rate") - 1 / 5) < 0.025, "a fifth of the replies compile"
-    return short(quarantine), short(knob)
+def hidden_states() -> tuple:
+    more = [-fewer(VANILLA, arm)[0] for arm in (UNDENOISED, "act_m8_erase", DENOISED, "act_m32_erase")]
+    assert min(more) > 0
+    return min(more), max(more)
 
 
 def published() -> tuple[str, str, str]:
@@ -150,60 +139,66 @@ def published() -> tuple[str, str, str]:
     return model, rate, note.rpartition("vanilla ")[2]
 
 
+def machines() -> list[tuple[str, str]]:
+    """Python and torch of the first two seeds, and of the third."""
+    found = []
+    for seeds in ((1, 2), (3,)):
+        rows = [row["provenance"] for row in cells(SWEEP) if row["cell"]["config"]["seed"] in seeds]
+        seen = [(one["python"], one["libraries"]["torch"]) for one in rows]
+        found.append(tuple(".".join(v.split(".")[:2]) for v in max(set(seen), key=seen.count)))
+    return found
+
+
+def strangers() -> tuple[int]:
+    """Cells of the first two seeds that ran where the third did."""
+    there = {row["provenance"]["python"] for row in cells(SWEEP) if row["cell"]["config"]["seed"] == 3}
+    ours = [row for row in cells(SWEEP) if row["cell"]["config"]["seed"] != 3]
+    return (word(sum(row["provenance"]["python"] in there for row in ours)),)
+
+
 CLAIMS = [
     Claim(PAGE, "{} arms x {} seeds on the embedded model, {} steps of {} rollouts, {} replies a cell and rate", size),
     Claim(PAGE, "| base | {:.1f} % | {:.1f} % |", base_rates),
-    Claim(PAGE, "| `{}` | {:.1f} % | {:.1f} % |", rates),
-    Claim(PAGE, "| H4 {}: there is something to prevent |", lambda: (verdict("H4"),)),
-    Claim(PAGE, "| {:.1f} points fewer hacks [{:.1f}, {:.1f}], {:.1f} points more passes |", erased),
-    Claim(PAGE, "| {:.1f} points fewer [{:.1f}, {:.1f}]: nothing |", nothing),
-    Claim(PAGE, "| {:.1f} points fewer [{:.1f}, {:.1f}] |", against_vanilla),
+    Claim(PAGE, "| `vanilla` | {:.1f} % | {:.1f} % |", lambda: tuple(100 * mean(VANILLA, rate) for rate in RATES)),
+    Claim(PAGE, "| `{}` | {:.1f} % | {:.1f} % | {:.1f} [{:.1f}, {:.1f}] | {:+.1f} |", rates),
+    Claim(PAGE, "the same rates as `vanilla` in each of {} seeds", unchanged),
     Claim(PAGE, "over the {} problems", lambda: (same(len(arm.by_problem("hack")) for arm in arms().values()),)),
-    Claim(PAGE, "`grad_erase` hacks {:.1f}, {:.1f} and {:.1f} points less than `vanilla`", lambda: by_seed("vanilla")),
-    Claim(PAGE, "and {:.1f}, {:.1f} and {:.1f} less than `random_erase`", lambda: by_seed("random_erase")),
-    Claim(PAGE, "**H1 is {}**: {:.0f} points were claimed, and fewer than {:.0f} came out", claimed),
-    Claim(PAGE, "**H3 is {}** by its margin of {:.0f} points", lambda: (verdict("H3"), analysis.CONTROL_POINTS)),
+    Claim(PAGE, "`grad_erase` hacks {:.1f}, {:.1f} and {:.1f} points less than `vanilla`", lambda: by_seed(VANILLA)),
+    Claim(PAGE, "and {:.1f}, {:.1f} and {:.1f} less than `random_erase`", lambda: by_seed(RANDOM)),
     Claim(
         PAGE,
-        "beats the random one by {:.1f} points [{:.1f}, {:.1f}]",
-        lambda: fewer("random_erase", "grad_erase"),
+        "**H4 is {}**: without a constraint {:.1f} % hack",
+        lambda: (verdict("H4"), 100 * mean(VANILLA, "hack_rate")),
     ),
     Claim(
         PAGE,
-        "**H2 is {}**: denoising was to save {:.0f} points, and `act_m16_erase` hacks {:.1f} points more than "
-        "`act_nobasis_erase` [{:.1f}, {:.1f}]",
-        denoised,
+        "**H1 is {}**: {:.0f} points were claimed, {:.1f} [{:.1f}, {:.1f}] came out, and below {:.0f} it would be falsified",
+        claimed,
     ),
+    Claim(PAGE, "it passes {:.1f} points less [{:.1f}, {:.1f}], within the {:.0f} allowed", matched),
     Claim(
         PAGE,
-        "hold less of the gradient, {} % of its norm with and without the basis. Erasing them prevents a little: "
-        "`act_m16_erase` hacks {:.1f} points more than `grad_erase` [{:.1f}, {:.1f}], `act_nobasis_erase` {:.1f} "
-        "[{:.1f}, {:.1f}].",
-        hidden_states,
+        "**H3 is {}**: `grad_erase` hacks {:.1f} points less than `random_erase` [{:.1f}, {:.1f}], just past the margin of {:.0f}",
+        direction,
     ),
+    Claim(PAGE, "**H2 is {}**: denoising was to save {:.0f} points and saved {:.1f} [{:.1f}, {:.1f}]", denoised),
     Claim(
         PAGE,
-        "without it the policy hacks {:.1f} points more [{:.1f}, {:.1f}] and passes {:.1f} points more [{:.1f}, {:.1f}]",
-        restored,
+        "{} arms x {} seeds, {} steps): `grad_erase` hacked {:.1f} points less than `vanilla` [{:.1f}, {:.1f}] and {:.1f} "
+        "less than `random_erase` [{:.1f}, {:.1f}]",
+        shorter,
+    ),
+    Claim(PAGE, "hack {:.1f} to {:.1f} points more than `vanilla`", hidden_states),
+    Claim(
+        PAGE,
+        "Of {:,} replies not one hacks; they pass {:.1f} % (additive), {:.1f} % (multiplicative) and {:.1f} % (routing)",
+        nothing_solved,
     ),
     Claim(PAGE, "at the strength of {:.0f} that it ran with their sign flips there", sign),
-    Claim(
-        PAGE,
-        "Not one of {:,} replies hacks, but the policy also loses what the base could solve: it passes {:.1f} % against "
-        "{:.1f} %",
-        rebound,
-    ),
-    Claim(
-        PAGE,
-        "of its last ten steps' training rollouts {:.1f} % are correct (`vanilla`: {:.1f} %)",
-        lambda: [tuple(100 * mean(arm, "train_correct_rate") for arm in (REBOUND, "vanilla"))],
-    ),
-    Claim(
-        PAGE,
-        "ran on another machine (Python {}, torch {}) than the others (Python {}, torch {})",
-        machines,
-    ),
+    Claim(PAGE, "(norms {} and {} a step)", routed),
     Claim(PAGE, "on {} ({} % against {} %,", published),
+    Claim(PAGE, "Python {}, torch {}", machines),
+    Claim(PAGE, "but for {} cells of the second", strangers),
     Claim(
         PAGE,
         "Of the gradient's norm {:.0f} % pointed along the directions before erasure ({:.0f} % along random ones) and "
@@ -212,13 +207,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "(cosine {}; {} with random directions",
-        lambda: [tuple(short(mean(arm, "update_cos_align")) for arm in ("grad_erase", "random_erase"))],
-    ),
-    Claim(
-        PAGE,
         "over the last ten steps {:.0f} % of the training rollouts hack, against {:.0f} % without a constraint",
-        lambda: [tuple(100 * mean(arm, "train_hack_rate") for arm in ("grad_erase", "vanilla"))],
+        lambda: [tuple(100 * mean(arm, "train_hack_rate") for arm in (METHOD, VANILLA))],
     ),
-    Claim(PAGE, "(norms {} and {} a step); without it a fifth of the replies compile", routed),
 ]

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from zlt_cell import SHAPES, Meter, clock, free, make_base
+from common import SHAPES, Meter, clock, free, make_base
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
 from research.models import antipasto

@@ -16,41 +16,24 @@ From these rates the file derives what a cell takes for each of the study's epoc
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.util
 import json
 import platform
-import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import SHAPES, Meter, clock, make_base
+from zlt_sweep_cost import evaluate, sweep, sweep_lines
 
-from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
+from research.config import AdapterConfig, Optimization
 from research.models.adapters import attach_lora
-from research.models.base import Base, default_device, load_base
+from research.models.base import Base, default_device
 from research.training.packing import epoch_order
 from research.training.supervised import train
 
-SHAPES = {
-    "tiny": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-                 intermediate_size=704, vocab_size=2048, tie_word_embeddings=True),
-    "3m": dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
-               intermediate_size=528, vocab_size=2048, tie_word_embeddings=True),
-    "qwen2.5-3b": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-                       intermediate_size=11008, vocab_size=151936, tie_word_embeddings=True),
-    "qwen2.5-7b": dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-                       intermediate_size=18944, vocab_size=152064, tie_word_embeddings=False),
-}  # fmt: skip
 BATCH, MICRO, LR = 16, 4, 1e-4
-EXAMPLES = {"as_run": 600, "as_reported": 2200}  # a cell's rows: as the published code drew them, as its text says
-EPOCHS, RATES = (1, 3, 5, 10, 20), 5
-PUBLISHED_HOURS = 9.3  # the 25 published cells, evaluation included, on one H200
-PERSONAS, QUESTIONS, SAMPLES = 11, 20, 10
 NAMES = {
     "stock": "stock `SFTTrainer`, published settings (gradient checkpointing)",
     "stock_no_checkpointing": "stock, without checkpointing",
@@ -116,7 +99,7 @@ def main() -> None:
     save()
     if options.eval_tokens:
         report["evaluation"] = evaluate(options)
-        report["sweep"] = sweep(report)
+        report["sweep"] = sweep(report, BATCH)
         save()
     print(table(report))
 
@@ -131,45 +114,9 @@ def table(report: dict[str, Any]) -> str:
         line = f"| {NAMES[kind]} | {row['tokens_per_second']:,.0f} | {step:.3f} | "
         line += f"{row['tokens_per_second'] / stock['tokens_per_second']:.2f} |"
         lines.append(line + (f" {row['utilisation']:.1%} | {row['peak_mib'] / 1024:.2f} |" if whole else ""))
-    if "sweep" not in report:
-        return "\n".join(lines)
-    seen = report["evaluation"]
-    lines += [
-        "",
-        f"Evaluation with {seen['sampler']}: {seen['completions']:,} completions of {seen['tokens_each']} tokens in "
-        f"{seen['seconds']:.1f} s ({seen['completions_per_second']:.0f} a second, {seen['tokens_per_second']:,.0f} "
-        f"tokens/s), the sync before them {seen['sync_seconds']:.1f} s, {seen['questions']:,} four-choice prompts "
-        f"{seen['question_seconds']:.1f} s.",
-        "",
-        f"| seconds a cell, epochs: | {' | '.join(map(str, EPOCHS))} | {RATES * len(EPOCHS)} cells, GPU-hours |",
-        "|---" * (len(EPOCHS) + 2) + "|",
-    ]
-    for protocol, kinds in report["sweep"]["protocols"].items():
-        for kind, found in kinds.items():
-            seconds = " | ".join(f"{value:,.0f}" for value in found["cell_seconds"].values())
-            lines.append(
-                f"| {protocol} ({EXAMPLES[protocol]:,} rows), {NAMES[kind]} | {seconds} | {found['gpu_hours']:.2f} |"
-            )
-    lines.append(f"| published |{' |' * len(EPOCHS)} {report['sweep']['published_gpu_hours']} |")
+    if "sweep" in report:
+        lines += ["", *sweep_lines(report, NAMES)]
     return "\n".join(lines)
-
-
-def sweep(report: dict[str, Any]) -> dict[str, Any]:
-    """What the measured rates come to: seconds of a cell by epochs, and the hours of all rates and epochs."""
-    seen = report["evaluation"]
-    evaluation = seen["sync_seconds"] + seen["seconds"] + seen["question_seconds"]
-    protocols: dict[str, Any] = {}
-    for protocol, examples in EXAMPLES.items():
-        for kind, row in report["runs"].items():
-            steps = -(-examples // BATCH)
-            cells = {str(n): n * steps * row["step_seconds"] + evaluation for n in EPOCHS}
-            hours = (RATES * sum(cells.values()) + seen["start_seconds"]) / 3600
-            protocols.setdefault(protocol, {})[kind] = {"cell_seconds": cells, "gpu_hours": hours}
-    return {
-        "counted": "training steps; sync, completions and four-choice prompts of each cell, the same whoever trained; one "
-        "start of the sampler. Not counted: loading the model, and drawing the examples, once a sweep",
-        "published_gpu_hours": PUBLISHED_HOURS, "protocols": protocols,
-    }  # fmt: skip
 
 
 def matmul_peak() -> dict[str, Any]:
@@ -185,63 +132,6 @@ def matmul_peak() -> dict[str, Any]:
     for _ in range(times):
         a @ b
     return {"size": size, "dtype": str(a.dtype), "flops_per_second": 2 * size**3 * times / (clock() - start)}
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """A cell's evaluation: sync, every persona x question x sample at a fixed length, and the capability prompts.
-
-    With vLLM where it is installed, started on the same weights saved to disk; else with transformers.
-    """
-    from research.sampling.build import build_sampler
-    from research.sampling.interface import SamplingParams
-
-    kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    prompts = evaluation_prompts()
-    params = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=options.eval_tokens)
-    with tempfile.TemporaryDirectory() as scratch:
-        base = make_base(options, save_to=Path(scratch) / "model")
-        policy = attach_lora(base, AdapterConfig(), seed=0).eval()
-        start = clock()
-        sampler = build_sampler(RunConfig(model=base.config, sampler=SamplerConfig(kind=kind)), policy, base.tokenizer)
-        start_seconds = clock() - start
-        sampler.generate(prompts[::8], 1, params)
-        start = clock()
-        sampler.sync(policy)  # with its proof; empties the prefix cache
-        synced = clock()
-        drawn = sampler.generate(prompts, SAMPLES, params)
-        seconds = clock() - synced
-        sampler.close()
-    lengths = {len(completion.token_ids) for group in drawn for completion in group}
-    assert lengths == {options.eval_tokens}, f"completions of {lengths} tokens: random weights should never stop"
-    count = len(prompts) * SAMPLES
-    return {
-        "sampler": kind, "start_seconds": start_seconds, "sync_seconds": synced - start, "seconds": seconds,
-        "completions": count, "tokens_each": options.eval_tokens, "prompt_tokens": len(prompts[0]),
-        "completions_per_second": count / seconds, "tokens_per_second": count * options.eval_tokens / seconds,
-        "questions": options.eval_questions, "question_seconds": capability_seconds(policy, options.eval_questions),
-    }  # fmt: skip
-
-
-def evaluation_prompts(persona: int = 40, question: int = 24) -> list[list[int]]:
-    """Every persona before every question: prompts share a persona's tokens, as the study's system prompts are."""
-    generator = torch.Generator().manual_seed(1)
-    personas = torch.randint(5, 2000, (PERSONAS, persona), generator=generator).tolist()
-    questions = torch.randint(5, 2000, (QUESTIONS, question), generator=generator).tolist()
-    return [[*who, *what] for who in personas for what in questions]
-
-
-@torch.no_grad()
-def capability_seconds(policy: Any, count: int, tokens: int = 120, at_once: int = 32) -> float:
-    """Scoring the next token of `count` prompts of a four-choice question's length, in lm-eval's way: all logits."""
-    ids = torch.randint(5, 2000, (count + at_once, tokens), generator=torch.Generator().manual_seed(2)).to(
-        policy.device
-    )
-    start = 0.0
-    for number, part in enumerate(ids.split(at_once)):
-        if number == 1:  # the first is the warm-up
-            start = clock()
-        policy(input_ids=part, use_cache=False).logits.float().log_softmax(-1)[:, -1].cpu()
-    return clock() - start if start else 0.0
 
 
 def check_agreement(options: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +160,7 @@ def run_ours(options: argparse.Namespace, rows: Any = None, epochs: int = 1, dro
             log=lambda step, metrics: meter.step(metrics["loss"]),
         )  # fmt: skip
     order = [i for epoch in range(epochs) for i in epoch_order(len(rows), 0, epoch)]
-    return meter.result(options, base, policy, [rows[i] for i in order])
+    return measured(meter, options, base, policy, [rows[i] for i in order])
 
 
 def run_stock(
@@ -306,7 +196,7 @@ def run_stock(
         trainer.data_collator = remember
         trainer.log = lambda logs, *_: meter.step(logs["loss"]) if "loss" in logs else None  # nothing printed
         trainer.train()
-    return meter.result(options, base, policy, order)
+    return measured(meter, options, base, policy, order)
 
 
 def make_rows(options: argparse.Namespace, count: int) -> list[dict[str, list[int]]]:
@@ -322,44 +212,25 @@ def make_rows(options: argparse.Namespace, count: int) -> list[dict[str, list[in
     return rows
 
 
-def make_base(options: argparse.Namespace, save_to: Path | None = None) -> Base:
-    """A fresh base model for each run, so that nothing of the other library's patches stays.
+def measured(
+    meter: Meter, options: argparse.Namespace, base: Base, policy: Any, rows: list[dict[str, list[int]]]
+) -> dict[str, Any]:
+    """What the meter read of a run; the warm-up is left out, of the time as of the tokens.
 
-    Random weights of a shape are the same each time on one device. save_to: a directory for engines to load from.
+    rows: in the order in which they were trained on.
     """
-    free()
-    if not options.shape:
-        embedded = options.model == "micro"
-        return load_base(ModelConfig(name=options.model, path="embedded" if embedded else options.model))
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    device = torch.device(default_device())
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.shape]), dtype=dtype)
-    model.eval().requires_grad_(False)
-    tokenizer = word_tokenizer(SHAPES[options.shape]["vocab_size"])
-    config = ModelConfig(name=options.shape)
-    if save_to is not None:
-        save_to.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(save_to).free < 1.1 * model.get_memory_footprint():
-            raise SystemExit(f"{save_to} has no room for the weights; set TMPDIR to a larger disk")
-        model.save_pretrained(save_to)
-        tokenizer.save_pretrained(save_to)
-        config = ModelConfig(name=options.shape, path=str(save_to))
-    return Base(model, tokenizer, device, weights_hash="random", config=config)
-
-
-def word_tokenizer(vocabulary: int) -> Any:
-    """A word for each id, apart by blanks: any ids become text and the same ids again."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    first = min(options.warm_up, len(meter.ticks) - 1)
+    timed = rows[first * BATCH :]
+    assert len(rows) == len(meter.ticks) * BATCH
+    (start, cpu_start), (end, cpu_end) = meter.ticks[first - 1], meter.ticks[-1]
+    adapter = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    tokens, seconds = sum(len(row["input_ids"]) for row in timed), end - start
+    peak = torch.cuda.max_memory_allocated() if meter.on_gpu else meter.peak - meter.before
+    return {
+        "tokens": tokens, "steps": len(meter.ticks) - first, "seconds": seconds, "cpu_seconds": cpu_end - cpu_start,
+        "step_seconds": seconds / (len(meter.ticks) - first), "tokens_per_second": tokens / seconds,
+        "flops": useful_flops(base, adapter, timed), "peak_mib": peak / 2**20, "losses": meter.losses,
+    }  # fmt: skip
 
 
 def useful_flops(base: Base, adapter: int, rows: Sequence[dict[str, list[int]]]) -> float:
@@ -382,69 +253,6 @@ def useful_flops(base: Base, adapter: int, rows: Sequence[dict[str, list[int]]])
         total += (4 * frozen + 6 * adapter) * length + 4 * head.weight.numel() * labels
         total += 6 * config.num_hidden_layers * width * length**2
     return total
-
-
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class Meter:
-    """The clock after each step, and the peak memory (GPU: allocated; CPU: resident, above that at the start)."""
-
-    def __enter__(self) -> Meter:
-        self.on_gpu = torch.cuda.is_available()
-        self.peak = self.before = self._resident()
-        self.losses: list[float] = []
-        self.ticks: list[tuple[float, float]] = []
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def step(self, loss: float) -> None:
-        """A step is over."""
-        self.losses.append(loss)
-        self.ticks.append((clock(), time.process_time()))
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.02):
-            self.peak = max(self.peak, self._resident())
-
-    @staticmethod
-    def _resident() -> int:
-        statm = Path("/proc/self/statm")
-        return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
-
-    def result(
-        self, options: argparse.Namespace, base: Base, policy: Any, rows: list[dict[str, list[int]]]
-    ) -> dict[str, Any]:
-        """rows: in the order in which they were trained on. The warm-up's are left out, of the time as of the tokens."""
-        first = min(options.warm_up, len(self.ticks) - 1)
-        timed = rows[first * BATCH :]
-        assert len(rows) == len(self.ticks) * BATCH
-        (start, cpu_start), (end, cpu_end) = self.ticks[first - 1], self.ticks[-1]
-        adapter = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-        tokens, seconds = sum(len(row["input_ids"]) for row in timed), end - start
-        peak = torch.cuda.max_memory_allocated() if self.on_gpu else self.peak - self.before
-        return {
-            "tokens": tokens, "steps": len(self.ticks) - first, "seconds": seconds, "cpu_seconds": cpu_end - cpu_start,
-            "step_seconds": seconds / (len(self.ticks) - first), "tokens_per_second": tokens / seconds,
-            "flops": useful_flops(base, adapter, timed), "peak_mib": peak / 2**20, "losses": self.losses,
-        }  # fmt: skip
 
 
 if __name__ == "__main__":

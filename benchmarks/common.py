@@ -1,0 +1,113 @@
+"""What the benchmarks against stock TRL share: base models, also of random weights, a clock and a meter."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from research.config import ModelConfig
+from research.models.base import Base, default_device, load_base
+
+SHAPES = {
+    "tiny": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=704, vocab_size=2048, tie_word_embeddings=True),
+    "3m": dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
+               intermediate_size=528, vocab_size=2048, tie_word_embeddings=True),
+    "qwen2.5-3b": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
+                       intermediate_size=11008, vocab_size=151936, tie_word_embeddings=True),
+    "qwen2.5-7b": dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+                       intermediate_size=18944, vocab_size=152064, tie_word_embeddings=False),
+}  # fmt: skip
+
+
+def make_base(options: argparse.Namespace, save_to: Path | None = None) -> Base:
+    """A fresh base model for each run, so that nothing of the other library's patches stays.
+
+    Random weights of a shape are the same each time on one device. save_to: a directory for engines to load from.
+    """
+    free()
+    if not options.shape:
+        embedded = options.model == "micro"
+        return load_base(ModelConfig(name=options.model, path="embedded" if embedded else options.model))
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    device = torch.device(default_device())
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.shape]), dtype=dtype)
+    model.eval().requires_grad_(False)
+    tokenizer = word_tokenizer(SHAPES[options.shape]["vocab_size"])
+    config = ModelConfig(name=options.shape)
+    if save_to is not None:
+        save_to.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(save_to).free < 1.1 * model.get_memory_footprint():
+            raise SystemExit(f"{save_to} has no room for the weights; set TMPDIR to a larger disk")
+        model.save_pretrained(save_to)
+        tokenizer.save_pretrained(save_to)
+        config = ModelConfig(name=options.shape, path=str(save_to))
+    return Base(model, tokenizer, device, weights_hash="random", config=config)
+
+
+def word_tokenizer(vocabulary: int) -> Any:
+    """A word for each id, apart by blanks: any ids become text and the same ids again."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Meter:
+    """The clock after each step, and the peak memory (GPU: allocated; CPU: resident, above that at the start)."""
+
+    def __enter__(self) -> Meter:
+        self.on_gpu = torch.cuda.is_available()
+        self.peak = self.before = self._resident()
+        self.losses: list[float] = []
+        self.ticks: list[tuple[float, float]] = []
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def step(self, loss: float) -> None:
+        """A step is over."""
+        self.losses.append(loss)
+        self.ticks.append((clock(), time.process_time()))
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.02):
+            self.peak = max(self.peak, self._resident())
+
+    @staticmethod
+    def _resident() -> int:
+        statm = Path("/proc/self/statm")
+        return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0

@@ -26,8 +26,9 @@ from typing import Any
 
 import sync_ways as ways
 import torch
+from common import clock
 from peft import LoraConfig, get_peft_model
-from sync_ways import DEVICE, NEW, clock, prompts, timed
+from sync_ways import DEVICE, NEW, prompts, timed
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from research.sampling.interface import SamplingParams

@@ -5,14 +5,13 @@ Each takes the bench that keeps the readings, an engine or where to make one, an
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from common import clock, free
 
 from research.models.deltas import WeightDelta, weight_deltas
 from research.sampling.interface import SamplingParams
@@ -34,12 +33,6 @@ def move(policy: Any, seed: int) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator, device=parameter.device) * 1e-3
 
 
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def timed(call: Callable[[], Any]) -> float:
     start = clock()
     call()
@@ -57,12 +50,6 @@ def new_engine(directory: Path, ranks: int = 1, **options: Any) -> VLLMSampler:
         directory, dtype="bfloat16", context=CONTEXT, gpu_memory_utilization=0.25 if ranks == 1 else 0.15,
         max_num_seqs=512, tensor_parallel_size=ranks, **options,
     )  # fmt: skip
-
-
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def mean_gap(policy: Any, engine: VLLMSampler) -> float:

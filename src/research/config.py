@@ -109,7 +109,7 @@ class Optimization:
     gradient_checkpointing: bool = key(False, "recompute activations: less memory, more time")
     bf16: str = key(
         "auto",
-        "bf16 autocast; auto: where the hardware has it; a policy that is sampled from: if the model is in bfloat16 too",
+        "bf16 autocast; auto: where the hardware has it, in GRPO only of a model in bfloat16",
         choices=("auto", "true", "false"),
     )
     checkpoint_seconds: float = key(60.0, "at least this long between checkpoints; 0: every step", min=0)
@@ -152,6 +152,8 @@ def check(config: Any, prefix: str = "") -> None:
     """Raise ConfigurationError for the first value outside its field's limits, through nested dataclasses."""
     for field_name, limits in _limits(type(config)):  # type: ignore[arg-type]
         value, name = getattr(config, field_name), prefix + field_name
+        if value in ("True", "False") and value.lower() in limits.get("choices", ()):
+            setattr(config, field_name, value := value.lower())  # typed without quotes, true is a boolean to YAML
         if hasattr(type(value), "__dataclass_fields__"):
             check(value, f"{name}.")
         elif value is not None and not isinstance(value, list | dict):
@@ -174,6 +176,15 @@ def check_combinations(config: RunConfig) -> None:
     if config.adapter.kind == "antipasto":
         raise ConfigurationError(
             f"adapter=antipasto decomposes plain weights, which {quantized} does not have; use adapter=lora."
+        )
+
+
+def check_grpo_dtype(config: RunConfig, bf16: str) -> None:
+    """Raise ConfigurationError for autocast under which the trainer could not agree with the sampler."""
+    if bf16 == "true" and config.model.dtype in ("float32", "float16"):
+        raise ConfigurationError(
+            f"task.optim.bf16=true would train in bfloat16 what is sampled in {config.model.dtype}; set model.dtype=bfloat16 "
+            "too, or leave task.optim.bf16=auto."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import policy_setup as setup
@@ -16,7 +17,7 @@ from research.errors import ConfigurationError
 from research.models import antipasto
 from research.training.auxiliary import BehaviourCloning, token_logprobs
 from research.training.constraints import Constraint, knobs
-from research.training.policy import PolicyConfig, trl_arguments
+from research.training.policy import PolicyConfig, _bf16, trl_arguments
 from research.training.rollouts import Group, Rollout, Scores, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -355,8 +356,12 @@ def test_impossible_settings_are_refused(tiny_model_dir: Path, tmp_path: Path) -
             attempt(**changes)
 
 
-def test_a_policy_trains_in_the_dtype_that_it_is_sampled_in(tiny_model_dir, tmp_path):
+def test_a_policy_trains_in_the_dtype_that_it_is_sampled_in(tiny_model_dir, tmp_path, monkeypatch):
     """Under bfloat16 autocast a float32 model's log-probs are another's than its sampler's."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    on_gpu = [SimpleNamespace(dtype=dtype, device=torch.device("cuda")) for dtype in (torch.float32, torch.float16)]
+    assert not any(_bf16("auto", policy) for policy in on_gpu)
+    assert _bf16("auto", SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda")))
 
     def chosen(dtype, choice):
         policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype)

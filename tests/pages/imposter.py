@@ -118,7 +118,7 @@ CLAIMS = [
     Claim(PAGE, "| {} | {} | {} | {} | {:.3f} | {:.2f} | {:.2f} | {:.4f} |", design_rows),
     Claim(
         PAGE,
-        "no cell moves the policy by more than {:.3f} nats. The corners have no replicate; their MAUVE is {:.3f} to "
+        "no cell moves the policy by more than {:.4f} nats. The corners have no replicate; their MAUVE is {:.3f} to "
         "{:.3f}, and the centre between them {:.3f}.",
         unmoved,
     ),

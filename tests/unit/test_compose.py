@@ -41,6 +41,20 @@ def test_a_mistake_is_named_with_the_nearest_valid_name(words, said):
         expand(words, multirun=False, config_dir=PLUGIN)
 
 
+@pytest.mark.parametrize("task", ["reward_hack", "imposter", "imposter_shared"])
+def test_a_policy_cannot_train_in_another_precision_than_it_is_sampled_in(task):
+    with pytest.raises(ConfigurationError, match=r"sampled in float32; set model\.dtype=bfloat16"):
+        expand([f"task={task}", "task.optim.bf16=true"], multirun=False)
+
+
+def test_true_and_false_are_names_where_names_are_chosen():
+    words = ["task=zlt_sweep", "lr=1e-6", "epochs=1"]
+    (plain,), (quoted,) = (
+        expand([*words, f"task.optim.bf16={value}"], multirun=False).cells for value in ("false", '"false"')
+    )
+    assert plain.config.task.optim.bf16 == "false" and plain.digest == quoted.digest
+
+
 def test_one_bad_grid_value_refuses_the_whole_grid():
     with pytest.raises(ConfigurationError, match=r"task\.bias=3"):
         expand(["task=coin", "task.bias=0.1,3"], multirun=True, config_dir=PLUGIN)

@@ -132,8 +132,9 @@ def test_command_line_on_our_own_results(tmp_path):
     assert design.factors == ("lr", "task.d_lr", "task.d_scale")
     where = "lr=3e-05 task.d_lr=0.0002 task.d_scale=30"
     assert ascent.command(design, ascent.climb(design)) == f"python -m research task=imposter_shared {where}"
-    line = "python -m research +experiment=imposter_ascent -m steps=100 task.d_lr=5e-6,1e-4 name=mine"
-    (tmp_path / "sweep.json").write_text(json.dumps({"name": "mine", "command": line}))
+    line = "python -m research +experiment=imposter_ascent -m steps=100 ++task.d_lr=5e-6,1e-4 seed=1,2 name=mine"
+    sweep = {"name": "mine", "command": line, "axes": {"seed": [1, 2], "task.d_lr": [5e-6, 1e-4]}}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     ascent.main([f"results={tmp_path}", f"out={tmp_path / 'out'}"])
     expected = f"python -m research +experiment=imposter_ascent steps=100 name=mine_next {where}\n"
     assert (tmp_path / "out/next_cell.sh").read_text() == expected

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +32,9 @@ from research.models.sharding import own_rows
 CHUNK_ELEMENTS = 1 << 24  # float32 intermediates of one chunk: 64 MiB; smaller ones cost more launches than they save
 # Wider factors, of whole matrices, go through plain TF32 on a GPU: its error, 2**-11, is under that of a 16-bit result.
 WIDE = 512
-TRITON = importlib.util.find_spec("triton") is not None  # PyTorch for CUDA brings it, on Linux
+# PyTorch for CUDA brings Triton, on Linux; its first kernel needs a C compiler.
+COMPILERS = (os.environ.get("CC"), "cc", "gcc", "clang")
+TRITON = importlib.util.find_spec("triton") is not None and any(shutil.which(name) for name in COMPILERS if name)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class WeightDelta:
 def write_merged(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: Tensor, scale: float) -> None:
     """Overwrite `target` with base + scale * left @ right: product and sum in float32, one rounding, little memory."""
     inner = right_KI.shape[0]
-    if target_OI.is_cuda and inner <= WIDE and TRITON:
+    tensors = (target_OI, base_OI, left_OK, right_KI)
+    plain = {x.device for x in tensors} == {target_OI.device} and all(x.dtype != torch.float64 for x in tensors)
+    if target_OI.is_cuda and inner <= WIDE and TRITON and plain:
         from research.models.merge_kernel import write_fused
 
         write_fused(target_OI, base_OI, left_OK, right_KI, scale)

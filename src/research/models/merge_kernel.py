@@ -43,7 +43,7 @@ def _merge_block(
 
 
 def write_fused(target_OI: Tensor, base_OI: Tensor, left_OK: Tensor, right_KI: Tensor, scale: float) -> None:
-    """Overwrite `target` with base + scale * left @ right, of any strides and float dtypes, all on one GPU.
+    """Overwrite `target` with base + scale * left @ right, of any strides, float dtypes up to 32 bits, all on one GPU.
 
     Product and sum are in float32: tensor cores in three TF32 passes, plain arithmetic on GPUs that have none.
     """

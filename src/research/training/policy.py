@@ -189,7 +189,7 @@ def trl_arguments(config: PolicyConfig, output: Path, policy: PreTrainedModel | 
 
 
 def _bf16(choice: str, policy: PreTrainedModel | PeftModel) -> bool:
-    """Whether to train under bfloat16 autocast: a sampler draws in the model's dtype, and has to agree with the trainer."""
+    """Whether to train under bfloat16 autocast: samplers here draw in the model's dtype, and have to agree with the trainer."""
     import torch
 
     if choice == "true" and policy.dtype != torch.bfloat16:

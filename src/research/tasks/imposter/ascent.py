@@ -205,9 +205,9 @@ def launched_by(results: Path, factors: Sequence[str]) -> list[str]:
     if not path.is_file():
         return list(PLAIN)
     sweep = json.loads(path.read_text())
-    replaced = {"name", *factors}
-    words = [w for w in shlex.split(sweep["command"])[3:] if w not in ("-m", "--multirun")]
-    return [*PLAIN[:3], *(w for w in words if w.partition("=")[0] not in replaced), f"name={sweep['name']}_next"]
+    replaced = {"-m", "--multirun", "name", "experiment/ascent_point", *factors, *sweep.get("axes", ())}
+    words = [w for w in shlex.split(sweep["command"])[3:] if w.lstrip("+").partition("=")[0] not in replaced]
+    return [*PLAIN[:3], *words, f"name={sweep['name']}_next"]
 
 
 def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str, then: str) -> str:

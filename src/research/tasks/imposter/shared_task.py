@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from research.config import Optimization, RunConfig, key
+from research.config import Optimization, RunConfig, check_grpo_dtype, key
 from research.errors import ConfigurationError
 from research.task import BaseTask, Result, Section
 from research.tasks.imposter.corpus import CorpusConfig, content_hashes
@@ -53,6 +53,7 @@ class ImposterShared(BaseTask):
     optim: Optimization = key(Optimization, "optimizer, schedule and memory")
 
     def validate(self, config: RunConfig) -> None:
+        check_grpo_dtype(config, self.optim.bf16)
         assert config.batch_size is not None
         if config.batch_size % self.candidates:
             raise ConfigurationError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from research.cells.identity import hash_files
-from research.config import Optimization, RunConfig, key, nearest
+from research.config import Optimization, RunConfig, check_grpo_dtype, key, nearest
 from research.errors import ConfigurationError
 from research.material import code_problems, code_prompts
 from research.task import BaseTask, Result, Section
@@ -50,6 +50,7 @@ class RewardHack(BaseTask):
     optim: Optimization = key(Optimization, "optimizer, schedule and memory")
 
     def validate(self, config: RunConfig) -> None:
+        check_grpo_dtype(config, self.optim.bf16)
         arm = self.resolved(config)
         if unknown := [mode for mode in self.environment.modes if mode not in code_prompts.MODES]:
             raise ConfigurationError(

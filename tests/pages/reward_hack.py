@@ -89,6 +89,9 @@ def matched() -> tuple[float, ...]:
 
 
 def direction() -> tuple:
+    for control in (RANDOM, "shuffled_erase", "clean_erase"):
+        _, low, high = fewer(VANILLA, control)
+        assert low < 0 < high and fewer(VANILLA, control, "pass")[1] > 0, "prevents nothing, and costs passes"
     return verdict("H3"), *fewer(RANDOM, METHOD), analysis.CONTROL_POINTS
 
 

@@ -81,6 +81,18 @@ def test_figures_are_written_as_png_and_pdf_and_repeat(tmp_path, kind):
     assert (tmp_path / "one.pdf").read_bytes()[:4] == b"%PDF"
 
 
+def test_no_two_of_many_series_look_alike():
+    with styled():
+        _, axes = new_figure(4, 3)
+        scatter(axes, [Point(i, i, f"arm {i}") for i in range(20)], x_title="x", y_title="y", front=False)
+        looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+        assert len(looks) == 20
+        _, axes = new_figure(4, 3)
+        trajectories(axes, {f"arm {i}": ([1, 2], [i, i]) for i in range(20)}, x_title="x", y_title="y")
+        drawn = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}
+        assert len(drawn) == 20
+
+
 def test_a_figure_that_is_being_drawn_leaves_the_one_before_readable(tmp_path):
     class Halfway(Figure):
         def savefig(self, target, **options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,20 +39,20 @@ def scatter(
         own = [point for point in points if point.group == group]
         axes.plot(
             [p.x for p in own], [p.y for p in own],
-            linestyle="none", marker=MARKERS[index % len(MARKERS)], color=COLORS[index % len(COLORS)],
+            linestyle="none", marker=_turn(MARKERS, index), color=COLORS[index % len(COLORS)],
             markersize=8, markeredgecolor="white", markeredgewidth=0.8, label=f"{group} (n={len(own)})", zorder=3,
         )  # fmt: skip
     best = pareto_front([(point.x, point.y) for point in points])
     if front and len(best) > 1:
         axes.plot(*zip(*best, strict=True), color=INK, linewidth=1.2, linestyle="--", label="Pareto front", zorder=2)
-    for point in points:
-        if point.note:
-            axes.annotate(
-                point.note, (point.x, point.y), xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=MUTED
-            )
+    noted = {point.note: point for point in sorted(points, key=lambda point: point.y) if point.note}
+    for point in noted.values():  # beside the highest that it is about
+        axes.annotate(
+            point.note, (point.x, point.y), xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=MUTED
+        )
     axes.set(xlabel=x_title, ylabel=y_title, title=title)
     despine(axes)
-    axes.legend(fontsize=8.5)
+    _legend(axes, len(groups))
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -78,7 +79,7 @@ def trajectories(
     events: vertical lines by name, e.g. the co-training steps.
     """
     for index, (name, (steps, values)) in enumerate(series.items()):
-        color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+        color, dash = COLORS[index % len(COLORS)], _turn(DASHES, index)
         if window > 1:
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
         axes.plot(steps, rolling_mean(values, window), color=color, linestyle=dash, linewidth=1.8, label=name)  # type: ignore[arg-type]
@@ -95,7 +96,7 @@ def trajectories(
     note = f" (mean of the last {window})" if window > 1 else ""
     axes.set(xlabel=x_title, ylabel=y_title + note, title=title)
     despine(axes)
-    axes.legend(fontsize=8.5)
+    _legend(axes, len(series))
 
 
 def rolling_mean(values: Sequence[float], window: int) -> np.ndarray:
@@ -130,7 +131,7 @@ def forest(
     names = list(dict.fromkeys(name for series in rows.values() for name in series))
     step = 0.7 / max(len(names), 1)
     for index, name in enumerate(names):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        color, marker = COLORS[index % len(COLORS)], _turn(MARKERS, index)
         label: str | None = name
         for place, series in enumerate(rows.values()):
             found = series.get(name)
@@ -163,3 +164,16 @@ def forest(
     despine(axes, "x")
     if len(names) > 1:
         axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _turn(styles: Sequence[Any], index: int) -> Any:
+    """A style for the index-th series that, when the colours come round again, is not the one its colour had before."""
+    return styles[(index + index // len(COLORS)) % len(styles)]
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    """Inside while it leaves room for the points."""
+    if entries > 8:
+        axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    else:
+        axes.legend(fontsize=8.5)

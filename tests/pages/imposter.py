@@ -47,6 +47,8 @@ def not_shown() -> tuple:
     """Percent of the written spans that the discriminator was not shown: first and last ten steps, mean over cells."""
     first, last = [], []
     for path in ROOT.glob(f"eval_results/{SWEEP}/*/metrics.jsonl"):
+        if path.parent.name.startswith("bc_only"):
+            continue
         shares = [row["not_shown_rate"] for row in map(json.loads, path.open()) if "not_shown_rate" in row]
         first.append(sum(shares[:10]) / 10)
         last.append(sum(shares[-10:]) / 10)

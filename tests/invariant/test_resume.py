@@ -98,6 +98,9 @@ def test_a_killed_run_on_a_sharded_base_goes_on_without_shares(tiny_model_dir, t
     spec = {"epochs": 6, "optim": {"checkpoint_seconds": 0.0, "gradient_checkpointing": True, "micro_batch_size": 2}}
     whole, process = start(tmp_path, tiny_model_dir, "whole", launcher, **spec)
     finish(process)
+    assert [(whole / f"wrappers-{rank}").read_text() for rank in (0, 1)] == ["0", "0"], (
+        "threads outlive the interpreter"
+    )
     killed, process = start(tmp_path, tiny_model_dir, "killed", launcher, **spec, shard=True)
     deadline = time.monotonic() + 120
     while checkpoint.last(killed / "checkpoints") is None:

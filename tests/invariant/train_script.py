@@ -1,11 +1,13 @@
 """A training run in a process of its own, for tests that kill it or start several: `python train_script.py SPEC.json`.
 
 Writes into the scratch directory: `pid-RANK` at once, metrics.jsonl as a cell does, `adapter-RANK.pt` and
-`result-RANK.json` at the end.
+`result-RANK.json` at the end, `wrappers-RANK` at exit: how many torch wrappers, which hold process groups, are left.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -29,6 +31,7 @@ def main(spec: dict) -> None:
     scratch = Path(spec["scratch"])
     cell = Cell("cell", RunConfig(), scratch / "files", scratch, CellShared(), scratch / "cache")
     (scratch / f"pid-{ranks.rank()}").write_text(str(os.getpid()))
+    atexit.register(count_wrappers, scratch)  # runs after what joining registers
     ranks.join()
     policy = make_policy(spec["model"], dropout=spec["dropout"], shard=spec.get("shard", False))
     result = train(
@@ -39,6 +42,11 @@ def main(spec: dict) -> None:
     torch.save({n: p.detach() for n, p in policy.named_parameters() if p.requires_grad}, scratch / f"adapter-{rank}.pt")
     found = {"loss": result.loss, "steps": result.steps, "tokens": result.tokens}
     (scratch / f"result-{rank}.json").write_text(json.dumps(found))
+
+
+def count_wrappers(scratch: Path) -> None:
+    alive = sum(isinstance(thing, torch.nn.parallel.DistributedDataParallel) for thing in gc.get_objects())
+    (scratch / f"wrappers-{ranks.rank()}").write_text(str(alive))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import subprocess
@@ -49,8 +50,19 @@ def join() -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    # Its threads must not outlive the interpreter: a process that ended soon after joining could crash or hang.
-    atexit.register(torch.distributed.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the group's threads while the interpreter is whole: one that outlives it can abort the process.
+
+    After training that takes a collection first: torch's wrapper of the model holds the group, and a cycle the wrapper.
+    """
+    import torch
+
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def from_first(value: T) -> T:

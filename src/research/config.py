@@ -179,11 +179,14 @@ def check_combinations(config: RunConfig) -> None:
         )
 
 
-def check_grpo_dtype(config: RunConfig, bf16: str) -> None:
-    """Raise ConfigurationError for autocast under which the trainer could not agree with the sampler."""
-    if bf16 == "true" and config.model.dtype in ("float32", "float16"):
+def check_grpo_dtype(dtype: str, bf16: str) -> None:
+    """Raise ConfigurationError for autocast under which the trainer could not agree with the sampler.
+
+    dtype: model.dtype, of which `auto` is known only once the model is loaded.
+    """
+    if bf16 == "true" and dtype not in ("auto", "bfloat16"):
         raise ConfigurationError(
-            f"task.optim.bf16=true would train in bfloat16 what is sampled in {config.model.dtype}; set model.dtype=bfloat16 "
+            f"task.optim.bf16=true would train in bfloat16 what is sampled in {dtype}; set model.dtype=bfloat16 "
             "too, or leave task.optim.bf16=auto."
         )
 

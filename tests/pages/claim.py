@@ -73,3 +73,8 @@ def word(number: int) -> str:
 def short(value: float) -> str:
     """.63 for 0.63."""
     return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def power(lr: float) -> str:
+    """5e-6, 1.5e-4."""
+    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pages.claim import Claim, cells, same, setting, short, word
+from pages.claim import Claim, cells, power, same, setting, short, word
 from pages.reading import ROOT
 
 PAGE, SWEEP, ASCENT = "experiments/imposter/README.md", "imposter/arms", "imposter_shared/ascent"
@@ -66,10 +66,6 @@ def design() -> list[dict]:
     """The cells of the ascent, the one that the rule chose last."""
     found = [*cells(ASCENT), *cells(f"{ASCENT}_next")]
     return sorted(found, key=lambda row: [row["cell"]["config"][name] for name in ("steps", "lr", "task.d_lr")])
-
-
-def power(lr: float) -> str:
-    return f"{lr:.0e}".replace("e-0", "e-")
 
 
 def levels(row: dict) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from research.tasks.reward_hack.rebound import transform
 from research.tasks.reward_hack.report import PUBLISHED
 
 PAGE, SWEEP, SHORTER = "experiments/reward_hack/README.md", "reward_hack/arms", "reward_hack/micro"
-UNRESTORED, ROUTE, REBOUNDS = "grad_erase_unrestored", "grad_route", ("rebound_additive", "rebound_multiplicative")
+ROUTE, REBOUNDS = "grad_route", ("rebound_additive", "rebound_multiplicative")
 RATES = ("hack_rate", "pass_rate")
 
 

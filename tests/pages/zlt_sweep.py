@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from pages.claim import Claim, cells, same, setting, word
+from pages.claim import Claim, cells, power, same, setting, word
 from pages.reading import ROOT
 from research.tasks.zlt_sweep.derive import leak
 
@@ -44,11 +44,6 @@ def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float, float]:
 
 def places(having: Iterable[dict[str, Any]]) -> list[tuple[float, int]]:
     return sorted({(row["config"]["lr"], row["config"]["epochs"]) for row in having})
-
-
-def power(lr: float) -> str:
-    """5e-6, 1.5e-4."""
-    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def sizes() -> tuple:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.cells import ranks
-from research.config import Optimization
+from research.config import Optimization, check_grpo_dtype
 from research.errors import ConfigurationError
 from research.training.rollouts import Prompt, Reward, TeacherPool, schedule
 
@@ -192,11 +192,7 @@ def _bf16(choice: str, policy: PreTrainedModel | PeftModel) -> bool:
     """Whether to train under bfloat16 autocast: samplers here draw in the model's dtype, and have to agree with the trainer."""
     import torch
 
-    if choice == "true" and policy.dtype != torch.bfloat16:
-        raise ConfigurationError(
-            "task.optim.bf16=true would train in bfloat16 what is sampled in "
-            f"{str(policy.dtype).removeprefix('torch.')}; set model.dtype=bfloat16 too, or leave task.optim.bf16=auto"
-        )
+    check_grpo_dtype(str(policy.dtype).removeprefix("torch."), choice)
     if choice == "auto":
         return policy.dtype == torch.bfloat16 and policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return choice == "true"

@@ -60,7 +60,7 @@ class Imposter(BaseTask):
     optim: Optimization = key(Optimization, "optimizer, schedule and memory")
 
     def validate(self, config: RunConfig) -> None:
-        check_grpo_dtype(config, self.optim.bf16)
+        check_grpo_dtype(config.model.dtype, self.optim.bf16)
         assert config.batch_size is not None and config.steps is not None
         if config.batch_size % self.candidates:
             raise ConfigurationError(

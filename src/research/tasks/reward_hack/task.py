@@ -50,7 +50,7 @@ class RewardHack(BaseTask):
     optim: Optimization = key(Optimization, "optimizer, schedule and memory")
 
     def validate(self, config: RunConfig) -> None:
-        check_grpo_dtype(config, self.optim.bf16)
+        check_grpo_dtype(config.model.dtype, self.optim.bf16)
         arm = self.resolved(config)
         if unknown := [mode for mode in self.environment.modes if mode not in code_prompts.MODES]:
             raise ConfigurationError(

@@ -292,15 +292,20 @@ def run_ours(
     sampler = samplers.of(policy, base)
     config = settings(options, base.tokenizer.eos_token_id, share_prompts)
     said: list[str] = []
+    rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
         train_policy(
             policy, base.tokenizer, make_prompts_for(options, base), reward, sampler=sampler, config=config,
-            scratch=Path(scratch), constraint=watched, progress=said.append,
+            scratch=Path(scratch), constraint=watched, progress=said.append, log=lambda _, row: rows.append(dict(row)),
         )  # fmt: skip
     for line in said:
         if "computes its own prompt" in line:
             print(line, flush=True)
-    return timer.result(meter, 0.0 if watched is None else watched.seconds)
+    phases = {
+        f"{name}_seconds": statistics.median(row[f"{name}/seconds"] for row in rows[1:])
+        for name in ("sampling", "sync")
+    }
+    return timer.result(meter, 0.0 if watched is None else watched.seconds) | phases
 
 
 def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:

@@ -100,3 +100,43 @@ def test_evaluation_mode_drops_nothing():
     expected = layer(x)
     with fused.fused_lora(layer):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def half_layer():
+    """A bfloat16 base with a float32 adapter, as training under autocast has it."""
+    layer = make_layer()
+    layer.get_base_layer().to(torch.bfloat16)
+    return layer
+
+
+def errors(got, exact):
+    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
+
+
+def test_under_autocast_no_further_from_float64_than_peft():
+    layer = half_layer()
+    x, weights = torch.randn(3, 33, 24, dtype=torch.bfloat16), torch.randn(3, 33, 40, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        peft = passes(layer, x, weights)
+        with fused.fused_lora(layer, autocast=True) as count:
+            assert count == 1
+            got = passes(layer, x, weights)
+    exact = passes(layer.double(), x.double(), weights.double())
+    assert [t.dtype for t in got] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    for ours, theirs in zip(errors(got, exact), errors(peft, exact), strict=True):
+        assert ours <= 1.2 * theirs and ours < 0.01
+
+
+def test_takes_only_what_it_computes_the_same():
+    with fused.fused_lora(half_layer()) as count:
+        assert count == 0  # without autocast PEFT computes the adapter in float32
+    with fused.fused_lora(make_layer(), autocast=True) as count:
+        assert count == 0  # a float32 base under autocast: PEFT's
+
+
+def test_a_disabled_adapter_is_the_base():
+    layer = make_layer(dropout=0.5)
+    x = torch.randn(1, 7, 24)
+    with fused.fused_lora(layer):
+        layer._disable_adapters = True
+        torch.testing.assert_close(layer(x), layer.get_base_layer()(x))

@@ -98,6 +98,26 @@ def test_default_seams_are_stock_trl(
     assert close(setup.adapter_weights(ours), trained, 1e-5)
 
 
+def test_a_micro_batch_holds_whole_groups(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share a prompt meet, or each would compute a prompt of its own."""
+    from research.training import shared_prompts
+
+    prefixes = []
+
+    def pack(*args: Any) -> Any:
+        batch = original(*args)
+        prefixes.append(batch.layout.prefixes)
+        return batch
+
+    original = shared_prompts.pack
+    policy, tokenizer = setup.lora(tiny_model_dir)
+    monkeypatch.setattr(shared_prompts, "pack", pack)
+    setup.train(policy, tokenizer, tmp_path, setup.config(steps=3, batch_size=16, optim={"micro_batch_size": 4}))
+    assert prefixes[1:] == [1] * 12  # the first is the trial of whether prompts can be shared
+
+
 def test_dr_grpo_loss_by_hand(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Gradient: -sum of (r - mean) d log p over batch x max_tokens; a group of ties adds nothing."""
     policy, tokenizer = setup.lora(tiny_model_dir)

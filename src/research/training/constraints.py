@@ -18,8 +18,9 @@ A random direction is not expected at zero: E[cos_in^2] = K / (2 P) for isotropi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -42,13 +43,13 @@ class Knob:
 
 
 class Projected(NamedTuple):
-    """What became of one gradient; alignments are cosines."""
+    """What became of one gradient; alignments are cosines, scalars left on the device: reading them waits for it."""
 
     kept_P: torch.Tensor
     removed_P: torch.Tensor
-    cos_align: float
-    cos_in: float
-    cos_out: float
+    cos_align: torch.Tensor
+    cos_in: torch.Tensor
+    cos_out: torch.Tensor
 
 
 def project(
@@ -68,28 +69,35 @@ def project(
     used_K = {"one_sided": c_K.relu(), "no_gate": c_K, "reverse": 2 * c_K}[gate]
     removed = overshoot * (used_K @ V)
     kept = g - removed
-    if restore_magnitude and kept.norm() > 1e-8 * norm:
-        kept = kept * (norm / kept.norm())
-    central = V.sum(0)
+    if restore_magnitude:
+        left = kept.norm()
+        kept = kept * torch.where(left > 1e-8 * norm, norm / left, 1.0)
     return Projected(
         kept.to(g_P.dtype),
         removed.to(g_P.dtype),
-        cosine(g, central),
+        cosine(g, V.sum(0)),
         positive_share(V, g),
         positive_share(V, kept),
     )
 
 
-def positive_share(V_KP: torch.Tensor, g_P: torch.Tensor) -> float:
-    """|relu(V g)| / |g|; 0 for a zero gradient."""
-    norm = g_P.norm()
-    return float((V_KP @ g_P).relu().norm() / norm) if norm > 0 else 0.0
+def positive_share(V_KP: torch.Tensor, g_P: torch.Tensor) -> torch.Tensor:
+    """|relu(V g)| / |g|, a scalar; 0 for a zero gradient."""
+    return _ratio((V_KP @ g_P).relu().norm(), g_P.norm())
 
 
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Cosine of two vectors; 0 when one is zero."""
-    scale = a.norm() * b.norm()
-    return float(a @ b / scale) if scale > 0 else 0.0
+def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cosine of two vectors, a scalar; 0 when one is zero."""
+    return _ratio(a @ b, a.norm() * b.norm())
+
+
+def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    return torch.where(whole > 0, part / whole, 0.0)
+
+
+def _columns(rows: Sequence[Sequence[torch.Tensor]]) -> list[tuple[float, ...]]:
+    """Rows of scalars as columns of numbers, with one wait for the device."""
+    return list(zip(*torch.stack([torch.stack(tuple(row)) for row in rows]).tolist(), strict=True))
 
 
 @dataclass
@@ -153,13 +161,13 @@ class Constraint:
                 knob.quarantine.grad = result.removed_P.view_as(knob.quarantine).clone()
         if not seen:
             return {}
-        n = len(seen)
+        align, cos_in, cos_out = _columns([result[2:] for result in seen])
         # cos_out is of the gradient that goes on to the optimizer, which measure_only leaves as it came.
         return {
-            "cos_align": sum(r.cos_align for r in seen) / n,
-            "cos_in": sum(r.cos_in for r in seen) / n,
-            "cos_out": sum(r.cos_in if self.kind == "measure_only" else r.cos_out for r in seen) / n,
-            "fraction_fired": sum(r.cos_in > FIRED for r in seen) / n,
+            "cos_align": fmean(align),
+            "cos_in": fmean(cos_in),
+            "cos_out": fmean(cos_in if self.kind == "measure_only" else cos_out),
+            "fraction_fired": fmean(value > FIRED for value in cos_in),
         }
 
     def alignment(self, vectors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, float]:
@@ -171,10 +179,8 @@ class Constraint:
         ]
         if not pairs:
             return {}
-        return {
-            f"{prefix}cos_align": sum(cosine(v, V.sum(0)) for V, v in pairs) / len(pairs),
-            f"{prefix}cos_in": sum(positive_share(V, v) for V, v in pairs) / len(pairs),
-        }
+        align, cos_in = _columns([(cosine(v, V.sum(0)), positive_share(V, v)) for V, v in pairs])
+        return {f"{prefix}cos_align": fmean(align), f"{prefix}cos_in": fmean(cos_in)}
 
     def _of(self, knob: Knob) -> torch.Tensor | None:
         V = (self.directions or {}).get(knob.name) if self.kind != "none" else None

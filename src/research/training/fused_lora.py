@@ -1,10 +1,11 @@
-"""LoRA's forward and backward in fewer passes over memory, for CPUs in float32.
+"""LoRA's forward and backward in fewer passes over memory and fewer kernels, on CPUs and GPUs.
 
     y = x W' + b + scale * dropout(x) A' B'
 
 The same function as PEFT's layer: the scale, and dropout's 1 / (1 - p), go into the small products, the adapter's
-output is added where the base's lies, and dropout draws the gaps between dropped elements (geometric) instead of a
-number for every element; each element is still dropped independently with probability p.
+output is added where the base's lies, and on a CPU dropout draws the gaps between dropped elements (geometric) instead
+of a number for every element; each element is still dropped independently with probability p. Under autocast a float32
+adapter's small matrices are rounded to the base's 16 bits, where PEFT casts the input up and down again.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
@@ -21,7 +22,7 @@ from torch import nn
 
 
 def dropped(count: int, p: float) -> torch.Tensor:
-    """Sorted positions, out of `count`, that dropout removes; draws from torch's global generator."""
+    """Sorted positions, out of `count`, that dropout removes; draws from torch's global generator, on the CPU."""
     rate = -math.log1p(-p)
     reach, parts = 0, []
     while reach < count:
@@ -34,19 +35,39 @@ def dropped(count: int, p: float) -> torch.Tensor:
     return found[: int(torch.searchsorted(found, count))]
 
 
+def _without(x_TI: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A copy with zeros where dropout removes elements, and which: positions on a CPU, a mask on a GPU."""
+    if p == 0:
+        return x_TI, None
+    thinned_TI = x_TI.clone(memory_format=torch.contiguous_format)
+    gone = torch.rand_like(x_TI) < p if x_TI.is_cuda else dropped(x_TI.numel(), p)
+    return _zero(thinned_TI, gone), gone
+
+
+def _zero(x_TI: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
+    """Zeros written in place where `_without` said."""
+    if gone is None:
+        return x_TI
+    if gone.dtype == torch.bool:
+        return x_TI.masked_fill_(gone, 0.0)
+    x_TI.view(-1).index_fill_(0, gone, 0.0)
+    return x_TI
+
+
 class LoraLinear(torch.autograd.Function):
-    """(x (T, I), W (O, I), b (O) or None, A (R, I), B (O, R), scale, p) -> y (T, O); W and b are frozen."""
+    """(x (T, I), W (O, I), b (O) or None, A (R, I), B (O, R), scale, p) -> y (T, O); W and b are frozen.
+
+    Computes in W's dtype; the gradients of A and B come in theirs.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, a_RI: torch.Tensor,
         b_OR: torch.Tensor, scale: float, p: float,
     ) -> torch.Tensor:  # fmt: skip
-        gone = dropped(x_TI.numel(), p) if p > 0 else None
-        thinned_TI = x_TI
-        if gone is not None:
-            thinned_TI = x_TI.clone(memory_format=torch.contiguous_format)
-            thinned_TI.view(-1).index_fill_(0, gone, 0.0)
+        ctx.x_dtype, ctx.adapter_dtype = x_TI.dtype, a_RI.dtype
+        x_TI, a_RI, b_OR = (tensor.to(weight_OI.dtype) for tensor in (x_TI, a_RI, b_OR))
+        thinned_TI, gone = _without(x_TI, p)
         ctx.scale = scale / (1 - p)
         hidden_TR = thinned_TI @ a_RI.T
         y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
@@ -61,23 +82,25 @@ class LoraLinear(torch.autograd.Function):
         need_x, _, _, need_a, need_b, _, _ = ctx.needs_input_grad
         grad_a = grad_b = grad_x = None
         if need_b:
-            grad_b = (grad_TO.T @ hidden_TR).mul_(ctx.scale)
+            grad_b = (grad_TO.T @ hidden_TR).to(ctx.adapter_dtype).mul_(ctx.scale)
         if need_a or need_x:
             grad_hidden_TR = (grad_TO @ b_OR).mul_(ctx.scale)
         if need_a:
-            grad_a = grad_hidden_TR.T @ thinned_TI
+            grad_a = (grad_hidden_TR.T @ thinned_TI).to(ctx.adapter_dtype)
         if need_x:
-            grad_x = grad_hidden_TR @ a_RI
-            if gone is not None:
-                grad_x.view(-1).index_fill_(0, gone, 0.0)
-            grad_x.addmm_(grad_TO, weight_OI)
+            grad_x = _zero(grad_hidden_TR @ a_RI, gone)
+            grad_x = grad_x.addmm_(grad_TO, weight_OI).to(ctx.x_dtype)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
 @contextmanager
-def fused_lora(model: nn.Module) -> Iterator[int]:
-    """Inside, plain LoRA layers on float32 CPU weights compute this way; yields how many. Others stay PEFT's."""
-    layers = [module for module in model.modules() if _fits(module)]
+def fused_lora(model: nn.Module, autocast: bool = False) -> Iterator[int]:
+    """Inside, plain LoRA layers compute this way; yields how many. Others stay PEFT's.
+
+    autocast: whether the model runs under 16-bit autocast; then layers whose base is in those 16 bits are taken, and
+    otherwise those whose adapter has the base's dtype.
+    """
+    layers = [module for module in model.modules() if _fits(module, autocast)]
     for layer in layers:
         layer.forward = _forward_of(layer)  # type: ignore[method-assign]
     try:
@@ -87,7 +110,7 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
             del layer.forward
 
 
-def _fits(module: nn.Module) -> bool:
+def _fits(module: nn.Module, autocast: bool) -> bool:
     from peft.tuners.lora import Linear
 
     if type(module) is not Linear or len(module.active_adapters) != 1 or module.disable_adapters or module.merged:
@@ -97,8 +120,10 @@ def _fits(module: nn.Module) -> bool:
         return False
     a, b = module.lora_A[adapter], module.lora_B[adapter]
     plain = not base.weight.requires_grad and a.bias is None and b.bias is None and not module.fan_in_fan_out
-    tensors = (base.weight, a.weight, b.weight)
-    return plain and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    same = a.weight.dtype == b.weight.dtype
+    if autocast:
+        return plain and same and base.weight.dtype in (torch.bfloat16, torch.float16)
+    return plain and same and a.weight.dtype == base.weight.dtype == torch.float32
 
 
 def _forward_of(layer: Any) -> Any:
@@ -107,6 +132,8 @@ def _forward_of(layer: Any) -> Any:
     p, scale = getattr(dropout, "p", 0.0), layer.scaling[adapter]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.disable_adapters:  # asked for the base, as a reference or with merged weights
+            return base(x)
         flat_TI = x.reshape(-1, x.shape[-1])
         y_TO = LoraLinear.apply(
             flat_TI, base.weight, base.bias, a.weight, b.weight, scale, p if layer.training else 0.0

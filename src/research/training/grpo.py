@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer with the suite's seams let in: who samples, what an advantage is, what a gradient may do.
 
 The loss is TRL's own. What is overridden, and why:
+    _prepare_inputs                   micro-batches hold whole groups; TRL shuffles a step's rows over them
     _generate_and_score_completions   rollouts come from the sampler or the teacher pool; advantages from the estimator
     _calculate_rewards                rewards are for all groups of the step at once
     _get_per_token_logps_...          a group's prompt computed once (`shared_prompts`)
@@ -29,6 +30,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from research.cells import ranks
 from research.cells.seeding import stable_seed
@@ -96,6 +98,7 @@ class PolicyTrainer(GRPOTrainer):
         self._estimate = advantage_estimators.estimator(seams.advantages)
         self._advantage_state: dict[str, Any] = {}
         self._groups: list[Group] = []
+        self._micro_batches: list[dict[str, Any]] = []
         self._sync_next, self._last_sync = True, 0
         self._teacher_gradient: dict[str, torch.Tensor] = {}
         self._before_update: dict[str, torch.Tensor] = {}
@@ -142,6 +145,13 @@ class PolicyTrainer(GRPOTrainer):
             self._patched.forward = self._had_forward
 
     # Rollouts, rewards, advantages
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch of the step's rows in the order of the groups, so that rows that share a prompt meet."""
+        parts = self.args.steps_per_generation
+        if self._step % parts == 0 or not self._micro_batches:
+            self._micro_batches = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+        return self._micro_batches[self._step % parts]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         G = self.settings.group_size
@@ -329,15 +339,12 @@ class PolicyTrainer(GRPOTrainer):
 
     def after_update(self) -> None:
         """Norm of what the optimizer did to each kind of knob, and whether it points where the projection forbade."""
-        squares: dict[str, float] = {}
-        moved = {}
-        for name, tensor in self._tensors():
-            change = tensor.detach() - self._before_update[name]
-            kind = kind_of(name, self.knobs)
-            squares[kind] = squares.get(kind, 0.0) + float(change.square().sum())
-            moved[name] = -change
-        for kind, square in squares.items():
-            self._metrics["train"][f"update_norm/{kind}"].append(math.sqrt(square))
+        moved = {name: self._before_update[name] - tensor.detach() for name, tensor in self._tensors()}
+        kinds = [kind_of(name, self.knobs) for name in moved]
+        norms = torch.stack(torch._foreach_norm(list(moved.values()))).tolist()  # one wait for the device
+        for kind in dict.fromkeys(kinds):
+            norm = math.hypot(*(n for n, k in zip(norms, kinds, strict=True) if k == kind))
+            self._metrics["train"][f"update_norm/{kind}"].append(norm)
         if self.seams.constraint is not None:
             for name, value in self.seams.constraint.alignment(moved, "update_").items():
                 self._metrics["train"][name].append(value)

@@ -120,6 +120,7 @@ def train_policy(
     Raises ConfigurationError for settings that do not fit together, StaleWeightsError when a sync cannot be proven.
     """
     from research.training import checkpoint
+    from research.training.fused_lora import fused_lora
     from research.training.grpo import PolicyTrainer, Seams
 
     config.check()
@@ -135,7 +136,8 @@ def train_policy(
     trainer = PolicyTrainer(policy, tokenizer, prompts, order, config, seams, arguments)
     try:
         rewind(resumed)
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
+        with fused_lora(policy, autocast=arguments.bf16):
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
     finally:
         trainer.release()
     sampler.sync(policy)

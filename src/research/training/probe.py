@@ -12,7 +12,7 @@ from torch import nn
 from research.training.auxiliary import token_logprobs
 from research.training.rollouts import Group
 
-ELEMENTS = 1 << 26  # logits held at once
+ELEMENTS, ON_GPU = 1 << 26, 1 << 29  # logits held at once
 
 
 def probe(
@@ -34,7 +34,8 @@ def probe(
         return {}
     gaps, kls = [], []
     width = max(len(r.token_ids) for _, r in chosen) + 1
-    rows = max(1, ELEMENTS // (width * model.config.get_text_config().vocab_size))  # type: ignore[union-attr, operator]
+    held = ON_GPU if next(model.parameters()).is_cuda else ELEMENTS
+    rows = max(1, held // (width * model.config.get_text_config().vocab_size))  # type: ignore[union-attr, operator]
     for start in range(0, len(chosen), rows):
         part = chosen[start : start + rows]
         prompts, completions = [g.prompt.token_ids for g, _ in part], [r.token_ids for _, r in part]

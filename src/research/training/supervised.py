@@ -154,7 +154,7 @@ class SupervisedTrainer(Trainer):
                     self.base.gradient_checkpointing_disable()
 
     def _fused(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.args.bf16 else fused_lora(self.base)
+        return fused_lora(self.base, autocast=self.args.bf16)
 
     def get_train_dataloader(self) -> DataLoader:
         def collate_rows(rows: list[tuple[Example, int]]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def oriented(V_KP: torch.Tensor, D_NP: torch.Tensor) -> torch.Tensor:
 def scores(D: Mapping[str, torch.Tensor], directions: Directions) -> torch.Tensor:
     """(N,): each pair's mean cosine, over modules, with the directions' normalised sum."""
     per_module = [
-        torch.tensor([cosine(row, V.sum(0)) for row in D[name]]) for name, V in directions.items() if len(D[name])
+        torch.stack([cosine(row, V.sum(0)) for row in D[name]]) for name, V in directions.items() if len(D[name])
     ]
     return torch.stack(per_module).mean(0)
 

@@ -11,7 +11,7 @@ On the embedded model the prompts are the reward-hacking study's. On one GPU wit
 and completions that all have the full length:
 
     python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 4 --prompt-tokens 512 --max-tokens 256 \\
-        --micro-batch-size 8 --kinds stock ours erase antipasto --out benchmarks/grpo_step_3b.json
+        --micro-batch-size 16 --own-micro-batch-size 32 --kinds stock ours erase antipasto --out benchmarks/grpo_step_3b.json
 
 There AntiPaSTO's bases are random orthonormal ones: those of random weights are no others, and cost a step the same,
 but a decomposition takes seconds a matrix. With vLLM, stock TRL runs in a process of its own, since its engine cannot
@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each; one more goes before them")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--micro-batch-size", type=int, default=16)
+    parser.add_argument("--micro-batch-size", type=int, default=16, help="rows a forward pass")
+    parser.add_argument("--own-micro-batch-size", type=int, help="the same for ours; default: no other")
     parser.add_argument("--prompt-tokens", type=int, default=512, help="with --shape")
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--rank", type=int, default=32, help="of AntiPaSTO's basis; 0: full")
@@ -194,9 +195,9 @@ class Samplers:
         self.held = None
 
 
-def settings(options: argparse.Namespace, stop: int, share_prompts: bool = True) -> PolicyConfig:
+def settings(options: argparse.Namespace, stop: int, micro: int, share_prompts: bool = True) -> PolicyConfig:
     """Random weights of a shape stop at no token: all completions have the same length, in every run."""
-    optim = Optimization(micro_batch_size=options.micro_batch_size, checkpoint_seconds=1e9)
+    optim = Optimization(micro_batch_size=micro, checkpoint_seconds=1e9)
     return PolicyConfig(
         steps=options.steps + 1, lr=1e-4, batch_size=options.groups * options.group_size, max_tokens=options.max_tokens,
         group_size=options.group_size, stop_token_ids=() if options.shape else (stop,), optim=optim, share_prompts=share_prompts,
@@ -245,7 +246,8 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
         return even_ids(completion_ids)
 
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
-        arguments = trl_arguments(settings(options, base.tokenizer.eos_token_id), Path(scratch), policy)
+        config = settings(options, base.tokenizer.eos_token_id, options.micro_batch_size)
+        arguments = trl_arguments(config, Path(scratch), policy)
         if options.sampler == "vllm":
             arguments.use_vllm, arguments.vllm_mode = True, "colocate"
             arguments.vllm_gpu_memory_utilization = options.gpu_memory
@@ -290,7 +292,8 @@ def run_ours(
         return Scores(rewards)
 
     sampler = samplers.of(policy, base)
-    config = settings(options, base.tokenizer.eos_token_id, share_prompts)
+    micro = options.own_micro_batch_size or options.micro_batch_size
+    config = settings(options, base.tokenizer.eos_token_id, micro, share_prompts)
     said: list[str] = []
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
@@ -301,11 +304,9 @@ def run_ours(
     for line in said:
         if "computes its own prompt" in line:
             print(line, flush=True)
-    phases = {
-        f"{name}_seconds": statistics.median(row[f"{name}/seconds"] for row in rows[1:])
-        for name in ("sampling", "sync")
-    }
-    return timer.result(meter, 0.0 if watched is None else watched.seconds) | phases
+    parts = ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds")
+    phases = {part: statistics.median(row[part] for row in rows[1:]) for part in parts}
+    return timer.result(meter, 0.0 if watched is None else watched.seconds) | {"phases": phases}
 
 
 def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:

@@ -60,7 +60,12 @@ def together(model, rows):
     return batch, batch.unpacked(next_token_logps(logits, batch.input_ids))
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[4:5], ROWS[::-1]], ids=["mixed", "one", "one token", "reversed"])
+IN_ORDER = [ROWS[0], ROWS[2], ROWS[1], ROWS[3]]  # groups of one size, one after the other
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS, ROWS[:1], ROWS[4:5], ROWS[::-1], IN_ORDER], ids=["mixed", "one", "one token", "reversed", "in order"]
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_scores_and_gradients_are_those_of_separate_rows(model, rows, checkpointing):
     weights = torch.arange(len(rows) * WIDTH, dtype=torch.float64).view(len(rows), WIDTH) - 5

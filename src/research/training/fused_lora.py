@@ -36,22 +36,26 @@ def dropped(count: int, p: float) -> torch.Tensor:
 
 
 def _without(x_TI: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A copy with zeros where dropout removes elements, and which: positions on a CPU, a mask on a GPU."""
+    """Dropout without its scale, and what undoes it for a gradient: on a CPU the positions of zeros, on a GPU a mask."""
     if p == 0:
         return x_TI, None
+    if x_TI.is_cuda:
+        kept_TI = torch.empty_like(x_TI, dtype=torch.bool).bernoulli_(1 - p)
+        return x_TI * kept_TI, kept_TI
+    gone = dropped(x_TI.numel(), p)
     thinned_TI = x_TI.clone(memory_format=torch.contiguous_format)
-    gone = torch.rand_like(x_TI) < p if x_TI.is_cuda else dropped(x_TI.numel(), p)
-    return _zero(thinned_TI, gone), gone
+    thinned_TI.view(-1).index_fill_(0, gone, 0.0)
+    return thinned_TI, gone
 
 
-def _zero(x_TI: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
-    """Zeros written in place where `_without` said."""
-    if gone is None:
-        return x_TI
-    if gone.dtype == torch.bool:
-        return x_TI.masked_fill_(gone, 0.0)
-    x_TI.view(-1).index_fill_(0, gone, 0.0)
-    return x_TI
+def _zeroed(grad_TI: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    """In place, zeros where `_without` made them."""
+    if found is None:
+        return grad_TI
+    if found.dtype == torch.bool:
+        return grad_TI.mul_(found)
+    grad_TI.view(-1).index_fill_(0, found, 0.0)
+    return grad_TI
 
 
 class LoraLinear(torch.autograd.Function):
@@ -67,18 +71,18 @@ class LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         ctx.x_dtype, ctx.adapter_dtype = x_TI.dtype, a_RI.dtype
         x_TI, a_RI, b_OR = (tensor.to(weight_OI.dtype) for tensor in (x_TI, a_RI, b_OR))
-        thinned_TI, gone = _without(x_TI, p)
+        thinned_TI, found = _without(x_TI, p)
         ctx.scale = scale / (1 - p)
         hidden_TR = thinned_TI @ a_RI.T
         y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
         y_TO.addmm_(hidden_TR, b_OR.T, alpha=ctx.scale)
-        ctx.save_for_backward(thinned_TI, gone, hidden_TR, weight_OI, a_RI, b_OR)
+        ctx.save_for_backward(thinned_TI, found, hidden_TR, weight_OI, a_RI, b_OR)
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_TO,) = gradients
-        thinned_TI, gone, hidden_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        thinned_TI, found, hidden_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
         need_x, _, _, need_a, need_b, _, _ = ctx.needs_input_grad
         grad_a = grad_b = grad_x = None
         if need_b:
@@ -88,7 +92,7 @@ class LoraLinear(torch.autograd.Function):
         if need_a:
             grad_a = (grad_hidden_TR.T @ thinned_TI).to(ctx.adapter_dtype)
         if need_x:
-            grad_x = _zero(grad_hidden_TR @ a_RI, gone)
+            grad_x = _zeroed(grad_hidden_TR @ a_RI, found)
             grad_x = grad_x.addmm_(grad_TO, weight_OI).to(ctx.x_dtype)
         return grad_x, None, None, grad_a, grad_b, None, None
 

@@ -157,9 +157,11 @@ class PolicyTrainer(GRPOTrainer):
         G = self.settings.group_size
         with evaluating(self.model):
             self._groups = self._roll_out([row["row"] for row in inputs[::G]])
+            start = time.perf_counter()
             found = probe(
                 self.model, self._groups, self.settings.probe_rows, self.accelerator.autocast, self._reference
             )
+            found["probe/seconds"] = time.perf_counter() - start
             for name, value in found.items():
                 self._metrics["train"][name].append(value)
         output = super()._generate_and_score_completions(inputs)
@@ -182,7 +184,9 @@ class PolicyTrainer(GRPOTrainer):
         """Sample this step's groups, from the current weights unless the sampler is left stale on purpose."""
         config, step = self.settings, self.state.global_step
         if self._sync_next or step - self._last_sync >= config.sync_every:
+            start = time.perf_counter()
             receipt = self.seams.sampler.sync(self.model)
+            self._metrics["train"]["sync/proof_seconds"].append(time.perf_counter() - start - receipt.seconds)
             self._sync_next, self._last_sync = False, step
             self._metrics["train"]["sync/seconds"].append(receipt.seconds)
             self._metrics["train"]["sync/probe_gap"].append(receipt.probe_gap)

@@ -8,8 +8,8 @@ instead of G (P + C).
 
 The idea is known as a shared prefix or prefix grouping (Liu et al., Prefix Grouper, 2025).
 
-Legend: B rows, L columns of the padded batch, T packed tokens, N prefixes, P and C longest prefix and tail, H heads,
-D head size.
+Legend: B rows, L columns of the padded batch, T packed tokens, N prefixes, P and C longest prefix and tail, H query heads,
+J key heads, X = H + 2 J, D head size.
 """
 
 from __future__ import annotations
@@ -41,8 +41,24 @@ class Layout:
     longest_prefix: int
     longest_tail: int
     prefix_of_B: torch.Tensor
+    rows_each: int | None  # rows of every prefix, where each has as many and they come in order
     visible_B1CK: torch.Tensor  # K = P + C keys: which of them a tail's token may see
     layers_reached: int = 0
+    bias: torch.Tensor | None = None  # `visible` as what is added to scores, made by the first layer
+
+    def bias_like(self, states: torch.Tensor) -> torch.Tensor:
+        """0 or -inf, (B, 1, C, K), in the states' dtype; rows begin at multiples of 16 bytes or more, as kernels want them."""
+        if self.bias is None or self.bias.dtype != states.dtype:
+            *rows, keys = self.visible_B1CK.shape
+            room = states.new_full((*rows, -(-keys // 8) * 8), -torch.inf)
+            self.bias = room[..., :keys].masked_fill_(self.visible_B1CK, 0.0)
+        return self.bias
+
+    def for_each_row(self, states_N: torch.Tensor) -> torch.Tensor:
+        """Each row's prefix states, (N, ...) -> (B, ...)."""
+        if self.rows_each is None:
+            return states_N[self.prefix_of_B]
+        return states_N.unsqueeze(1).expand(-1, self.rows_each, *states_N.shape[1:]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,7 @@ def pack(input_ids_BL: torch.Tensor, attention_BL: torch.Tensor, width: int) -> 
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes])
     tail_lengths = torch.tensor([len(tail) for tail in tails])
     prefix_of_B = torch.tensor([order[prompt] for prompt in prompts])
+    each = len(tails) // len(prefixes)
     starts_B = T0 + tail_lengths.cumsum(0) - tail_lengths
 
     tokens = [token for part in (*prefixes, *tails) for token in part]
@@ -107,6 +124,7 @@ def pack(input_ids_BL: torch.Tensor, attention_BL: torch.Tensor, width: int) -> 
         P,
         C,
         prefix_of_B.to(device),
+        each if prefix_of_B.equal(torch.arange(len(prefixes)).repeat_interleave(each)) else None,
         visible_BCK[:, None].to(device),
     )
     return Batch(
@@ -133,28 +151,27 @@ def shared_prompts_attention(
     """Attention of (1, H, T, D) queries in the layout; returns (1, T, H, D). Without one, ordinary attention."""
     if shared_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    lay, shared_heads = shared_prompts, query.shape[1] // key.shape[1]
+    lay, at = shared_prompts, shared_prompts.prefix_tokens
     lay.layers_reached += 1
-    at = lay.prefix_tokens
+    heads = [states.shape[1] for states in (query, key, value)]
+    together = torch.cat([query, key, value], 1)  # spread, shared and repeated as one: kernels are what this costs
+    prefixes, tails = together.split([at, together.shape[2] - at], 2)
+    tails_BXCD = spread(tails, lay.tail_slots, len(lay.prefix_of_B), lay.longest_tail)
+    prefixes_NXPD = spread(prefixes, lay.prefix_slots, lay.prefixes, lay.longest_prefix)
     parts = []
-    key_NHPD = spread(key[:, :, :at], lay.prefix_slots, lay.prefixes, lay.longest_prefix)
-    value_NHPD = spread(value[:, :, :at], lay.prefix_slots, lay.prefixes, lay.longest_prefix)
     if at:
-        query_NHPD = spread(query[:, :, :at], lay.prefix_slots, lay.prefixes, lay.longest_prefix)
+        query_NHPD, key_NJPD, value_NJPD = prefixes_NXPD.split(heads, 1)
         out = scaled_dot_product_attention(
-            query_NHPD, key_NHPD, value_NHPD, dropout_p=dropout, is_causal=True, scale=scaling,
-            enable_gqa=shared_heads > 1,
+            query_NHPD, key_NJPD, value_NJPD, dropout_p=dropout, is_causal=True, scale=scaling,
+            enable_gqa=heads[0] != heads[1],
         )  # fmt: skip
         parts.append(gathered(out, lay.prefix_slots))
-    rows = len(lay.prefix_of_B)
-    query_BHCD, key_BHCD, value_BHCD = (
-        spread(states[:, :, at:], lay.tail_slots, rows, lay.longest_tail) for states in (query, key, value)
-    )
+    query_BHCD, tail_states = tails_BXCD.split([heads[0], sum(heads[1:])], 1)
+    seen = torch.cat([lay.for_each_row(prefixes_NXPD[:, heads[0] :]), tail_states], 2)
     # With a mask, kernels that keep no scores want as many key heads as query heads.
-    keys_BHKD = repeat_kv(torch.cat([key_NHPD[lay.prefix_of_B], key_BHCD], 2), shared_heads)
-    values_BHKD = repeat_kv(torch.cat([value_NHPD[lay.prefix_of_B], value_BHCD], 2), shared_heads)
+    keys_BHKD, values_BHKD = repeat_kv(seen, heads[0] // heads[1]).chunk(2, 1)
     out = scaled_dot_product_attention(
-        query_BHCD, keys_BHKD, values_BHKD, attn_mask=lay.visible_B1CK, dropout_p=dropout, scale=scaling
+        query_BHCD, keys_BHKD, values_BHKD, attn_mask=lay.bias_like(query_BHCD), dropout_p=dropout, scale=scaling
     )
     parts.append(gathered(out, lay.tail_slots))
     return torch.cat(parts)[None], None

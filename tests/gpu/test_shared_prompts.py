@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu.policies import factors, make_policy, save_model
 from trl.trainer.utils import add_fused_lm_head
 
+from gpu.policies import factors, make_policy, save_model
 from research.training import shared_prompts
 
 pytestmark = pytest.mark.gpu

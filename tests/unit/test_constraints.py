@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,44 +21,62 @@ def gradient(p: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(p, generator=torch.Generator().manual_seed(seed))
 
 
+def one(g: torch.Tensor, V: torch.Tensor, *settings: Any, **more: Any) -> SimpleNamespace:
+    """What becomes of one gradient."""
+    found = project([g], [V], *settings, **more)
+    cosines = dict(zip(("cos_align", "cos_in", "cos_out"), torch.cat(found[2:]).tolist(), strict=True))
+    return SimpleNamespace(kept_P=found.kept[0], removed_P=found.removed[0], **cosines)
+
+
 def test_one_direction_by_hand() -> None:
     # g = (3, 4), v = (1, 0): cos 0.6; erased (0, 4); magnitude restored (0, 5)
     g, V = torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 0.0]])
-    erased = project(g, V)
+    erased = one(g, V)
     assert erased.kept_P.tolist() == [0, 4] and erased.removed_P.tolist() == [3, 0]
     assert erased.cos_align == pytest.approx(0.6) and erased.cos_in == pytest.approx(0.6) and erased.cos_out == 0
-    assert project(g, V, restore_magnitude=True).kept_P.tolist() == pytest.approx([0, 5])
-    assert project(-g, V).kept_P.tolist() == [-3, -4]  # pointing away from the concept: left alone
-    assert project(-g, V).cos_align == pytest.approx(-0.6) and project(-g, V).cos_in == 0
-    assert project(g, V, overshoot=1.5).kept_P.tolist() == [-1.5, 4]
+    assert one(g, V, restore_magnitude=True).kept_P.tolist() == pytest.approx([0, 5])
+    assert one(-g, V).kept_P.tolist() == [-3, -4]  # pointing away from the concept: left alone
+    assert one(-g, V).cos_align == pytest.approx(-0.6) and one(-g, V).cos_in == 0
+    assert one(g, V, overshoot=1.5).kept_P.tolist() == [-1.5, 4]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_identities(seed: int) -> None:
     V, g = orthonormal(4, 32, seed), gradient(32, seed + 100)
     g /= g.norm()  # 1e-6 is then a few roundings in float32
-    assert project(g, V).cos_out == pytest.approx(0, abs=1e-6)
-    assert torch.allclose(V @ project(g, V, "no_gate").kept_P, torch.zeros(4), atol=1e-6)
-    assert torch.allclose(V @ project(g, V, "reverse").kept_P, -(V @ g), atol=1e-6)
+    assert one(g, V).cos_out == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(V @ one(g, V, "no_gate").kept_P, torch.zeros(4), atol=1e-6)
+    assert torch.allclose(V @ one(g, V, "reverse").kept_P, -(V @ g), atol=1e-6)
     for gate in ("one_sided", "no_gate", "reverse"):
-        result = project(g, V, gate)
+        result = one(g, V, gate)
         assert torch.allclose(result.kept_P + result.removed_P, g, atol=1e-6)
-    assert project(g, V, restore_magnitude=True).kept_P.norm() == pytest.approx(float(g.norm()), rel=1e-5)
+    assert one(g, V, restore_magnitude=True).kept_P.norm() == pytest.approx(float(g.norm()), rel=1e-5)
 
 
 def test_bf16_gradients_and_zero_gradients() -> None:
     V, g = orthonormal(4, 32), gradient(32).bfloat16()
-    result = project(g, V)
+    result = one(g, V)
     assert result.kept_P.dtype == torch.bfloat16 and result.cos_out < 1e-6
-    zero = project(torch.zeros(32), V, restore_magnitude=True)
+    zero = one(torch.zeros(32), V, restore_magnitude=True)
     assert zero.cos_in == zero.cos_out == zero.cos_align == 0 and not zero.kept_P.any()
 
 
 def test_isotropic_null_of_the_positive_share() -> None:
     # E[|relu(V g)|^2 / |g|^2] = k / (2 p) for a random direction
     V = orthonormal(4, 64)
-    shares = torch.tensor([project(gradient(64, s), V).cos_in ** 2 for s in range(4000)])
+    shares = torch.tensor([one(gradient(64, s), V).cos_in ** 2 for s in range(4000)])
     assert float(shares.mean()) == pytest.approx(4 / 128, rel=0.05)
+
+
+def test_modules_together_are_each_alone() -> None:
+    sizes = [(1, 16), (3, 64), (2, 16)]
+    gs, Vs = [gradient(p, i) for i, (_, p) in enumerate(sizes)], [orthonormal(*size, i) for i, size in enumerate(sizes)]
+    together = project(gs, Vs, overshoot=1.3, restore_magnitude=True)
+    for i, (g, V) in enumerate(zip(gs, Vs, strict=True)):
+        alone = one(g, V, overshoot=1.3, restore_magnitude=True)
+        assert torch.equal(together.kept[i], alone.kept_P) and torch.equal(together.removed[i], alone.removed_P)
+        for name in ("cos_align", "cos_in", "cos_out"):
+            assert float(getattr(together, name + "_M")[i]) == pytest.approx(getattr(alone, name), abs=1e-6)
 
 
 def knob_with(g: torch.Tensor, quarantine: bool = True) -> Knob:

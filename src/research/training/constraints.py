@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from research.errors import ConfigurationError
 
@@ -43,47 +43,42 @@ class Knob:
 
 
 class Projected(NamedTuple):
-    """What became of one gradient; alignments are cosines, scalars left on the device: reading them waits for it."""
+    """What became of M gradients. Alignments are cosines, (M,), left on the device: reading them waits for it."""
 
-    kept_P: torch.Tensor
-    removed_P: torch.Tensor
-    cos_align: torch.Tensor
-    cos_in: torch.Tensor
-    cos_out: torch.Tensor
+    kept: list[torch.Tensor]
+    removed: list[torch.Tensor]
+    cos_align_M: torch.Tensor
+    cos_in_M: torch.Tensor
+    cos_out_M: torch.Tensor
 
 
 def project(
-    g_P: torch.Tensor,
-    V_KP: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
+    directions: Sequence[torch.Tensor],
     gate: str = "one_sided",
     overshoot: float = 1.0,
     restore_magnitude: bool = False,
 ) -> Projected:
-    """Remove from `g_P` what points along the rows of `V_KP`; float32 inside, whatever comes in.
+    """Remove from each gradient (P,) what points along the rows of its directions (K, P); float32 inside.
 
+    All modules together, since a kernel for each number of each module would cost more than the numbers do.
     cos_align: signed cosine of g with the rows' normalised sum. cos_in, cos_out: |relu(V g)| / |g| before and after.
     """
-    g, V = g_P.float(), V_KP.float()
-    norm = g.norm()
-    c_K = V @ g
-    used_K = {"one_sided": c_K.relu(), "no_gate": c_K, "reverse": 2 * c_K}[gate]
-    removed = overshoot * (used_K @ V)
-    kept = g - removed
+    gs, Vs = [g.float() for g in gradients], [V.float() for V in directions]
+    norm_M, c_MK = _norms(gs), _coefficients(Vs, gs)
+    used_MK = overshoot * {"one_sided": c_MK.relu(), "no_gate": c_MK, "reverse": 2 * c_MK}[gate]
+    removed = [used_K[: len(V)] @ V for used_K, V in zip(used_MK, Vs, strict=True)]
+    kept = list(torch._foreach_sub(gs, removed))
     if restore_magnitude:
-        left = kept.norm()
-        kept = kept * torch.where(left > 1e-8 * norm, norm / left, 1.0)
+        left_M = _norms(kept)
+        factor_M = torch.where(left_M > 1e-8 * norm_M, norm_M / left_M, 1.0)
+        kept = list(torch._foreach_mul(kept, list(factor_M)))
     return Projected(
-        kept.to(g_P.dtype),
-        removed.to(g_P.dtype),
-        cosine(g, V.sum(0)),
-        positive_share(V, g),
-        positive_share(V, kept),
+        [k.to(g.dtype) for k, g in zip(kept, gradients, strict=True)],
+        [r.to(g.dtype) for r, g in zip(removed, gradients, strict=True)],
+        *_alignment(c_MK, norm_M, Vs),
+        _ratio(_coefficients(Vs, kept).relu().norm(dim=1), _norms(kept)),
     )
-
-
-def positive_share(V_KP: torch.Tensor, g_P: torch.Tensor) -> torch.Tensor:
-    """|relu(V g)| / |g|, a scalar; 0 for a zero gradient."""
-    return _ratio((V_KP @ g_P).relu().norm(), g_P.norm())
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -91,13 +86,31 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _ratio(a @ b, a.norm() * b.norm())
 
 
+def _coefficients(Vs: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """V v of each module, (M, K) with the largest K, zero where a module has fewer directions."""
+    return pad_sequence([V @ v for V, v in zip(Vs, vectors, strict=True)], batch_first=True)
+
+
+def _alignment(
+    c_MK: torch.Tensor, norm_M: torch.Tensor, Vs: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos_align and cos_in of vectors from their coefficients and norms."""
+    central_M = _norms([V.sum(0) for V in Vs])
+    return _ratio(c_MK.sum(1), norm_M * central_M), _ratio(c_MK.relu().norm(dim=1), norm_M)
+
+
+def _norms(vectors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(torch._foreach_norm(vectors))
+
+
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """part / whole; 0 where whole is 0."""
     return torch.where(whole > 0, part / whole, 0.0)
 
 
-def _columns(rows: Sequence[Sequence[torch.Tensor]]) -> list[tuple[float, ...]]:
-    """Rows of scalars as columns of numbers, with one wait for the device."""
-    return list(zip(*torch.stack([torch.stack(tuple(row)) for row in rows]).tolist(), strict=True))
+def _means(**columns: torch.Tensor) -> dict[str, float]:
+    """Mean of each column, with one wait for the device."""
+    return dict(zip(columns, torch.stack(list(columns.values())).mean(1).tolist(), strict=True))
 
 
 @dataclass
@@ -142,7 +155,7 @@ class Constraint:
 
     def apply(self, knobs: list[Knob]) -> dict[str, float]:
         """Edit the knobs' gradients in place; the step's alignments, averaged over modules."""
-        seen: list[Projected] = []
+        met: list[tuple[Knob, torch.Tensor, torch.Tensor]] = []
         for knob in knobs:
             gradient = knob.parameter.grad
             if knob.quarantine is not None:
@@ -150,37 +163,34 @@ class Constraint:
                     None  # autograd gives both knobs the same gradient; only the removed part may enter
                 )
             V = self._of(knob)
-            if gradient is None or V is None:
-                continue
-            result = project(gradient.flatten(), V, self.gate, self.overshoot, self.restore_magnitude)
-            seen.append(result)
+            if gradient is not None and V is not None:
+                met.append((knob, gradient, V))
+        if not met:
+            return {}
+        found = project(
+            [gradient.flatten() for _, gradient, _ in met], [V for _, _, V in met],
+            self.gate, self.overshoot, self.restore_magnitude,
+        )  # fmt: skip
+        for (knob, gradient, _), kept_P, removed_P in zip(met, found.kept, found.removed, strict=True):
             if self.kind in ("erase", "route"):
-                gradient.copy_(result.kept_P.view_as(gradient))
+                gradient.copy_(kept_P.view_as(gradient))
             if self.kind == "route":
                 assert knob.quarantine is not None, "checked in check()"
-                knob.quarantine.grad = result.removed_P.view_as(knob.quarantine).clone()
-        if not seen:
-            return {}
-        align, cos_in, cos_out = _columns([result[2:] for result in seen])
+                knob.quarantine.grad = removed_P.view_as(knob.quarantine).clone()
         # cos_out is of the gradient that goes on to the optimizer, which measure_only leaves as it came.
-        return {
-            "cos_align": fmean(align),
-            "cos_in": fmean(cos_in),
-            "cos_out": fmean(cos_in if self.kind == "measure_only" else cos_out),
-            "fraction_fired": fmean(value > FIRED for value in cos_in),
-        }
+        out_M = found.cos_in_M if self.kind == "measure_only" else found.cos_out_M
+        fired_M = (found.cos_in_M > FIRED).float()
+        return _means(cos_align=found.cos_align_M, cos_in=found.cos_in_M, cos_out=out_M, fraction_fired=fired_M)
 
     def alignment(self, vectors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, float]:
         """cos_align and cos_in of any per-knob vectors (a gradient's parts, minus an update), under `prefix`."""
-        pairs = [
-            (V.float(), vectors[name].flatten().float())
-            for name, V in (self.directions or {}).items()
-            if name in vectors
-        ]
-        if not pairs:
+        names = [name for name in self.directions or {} if name in vectors]
+        if not names:
             return {}
-        align, cos_in = _columns([(cosine(v, V.sum(0)), positive_share(V, v)) for V, v in pairs])
-        return {f"{prefix}cos_align": fmean(align), f"{prefix}cos_in": fmean(cos_in)}
+        assert self.directions is not None
+        Vs, vs = [self.directions[name].float() for name in names], [vectors[n].flatten().float() for n in names]
+        align_M, in_M = _alignment(_coefficients(Vs, vs), _norms(vs), Vs)
+        return _means(**{f"{prefix}cos_align": align_M, f"{prefix}cos_in": in_M})
 
     def _of(self, knob: Knob) -> torch.Tensor | None:
         V = (self.directions or {}).get(knob.name) if self.kind != "none" else None

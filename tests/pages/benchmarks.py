@@ -21,6 +21,8 @@ TABLES = {
     "zlt_cell.json": "zlt_cell.py",
     "zlt_cell_7b.json": "zlt_cell.py",
     "grpo_step.json": "grpo_step.py",
+    "grpo_step_3b.json": "grpo_step.py",
+    "grpo_step_3b_8_rows.json": None,
     "grader.json": "grader.py",
     "mauve_agreement.jsonl": "mauve_agreement.py",
     "sweep_scale.json": "sweep_scale.py",
@@ -111,10 +113,30 @@ def trained(before: str, after: str) -> tuple[float, ...]:
     return *speeds, speeds[1] / speeds[0], *(run["peak_mib"] / 1024 for run in (slow, fast))
 
 
-def stepped(before: str, after: str) -> tuple[float, ...]:
-    """Seconds a step; how many times the tokens a second, for the runs draw their own completions."""
-    slow, fast = runs("grpo_step.json", before, after)
-    return slow["step_seconds"], fast["step_seconds"], fast["tokens_per_second"] / slow["tokens_per_second"]
+def stepped(before: str, after: str, file: str = "grpo_step.json") -> tuple[float, ...]:
+    """Seconds a step; how many times the tokens a second, for the runs draw their own completions; on a GPU also GiB."""
+    slow, fast = runs(file, before, after)
+    times = fast["tokens_per_second"] / slow["tokens_per_second"]
+    memory = [run["peak_mib"] / 1024 for run in (slow, fast) if run["peak_mib"]]
+    return slow["step_seconds"], fast["step_seconds"], times, *memory
+
+
+def on_gpu(before: str, after: str) -> tuple[float, ...]:
+    return stepped(before, after, "grpo_step_3b.json")
+
+
+def constraint_share(file: str) -> tuple[float]:
+    return (100 * runs(file, "ours, erase on frozen A")[0]["constraint_share"],)
+
+
+def eight_rows() -> tuple[float, ...]:
+    stock, ours, unshared = runs("grpo_step_3b_8_rows.json", "stock TRL", "ours", "ours, prompts not shared")
+    return stock["step_seconds"], ours["step_seconds"], ours["peak_mib"] / 1024, unshared["step_seconds"]
+
+
+def gpu_phases() -> tuple[float, ...]:
+    found = runs("grpo_step_3b.json", "ours")[0]["phases"]
+    return tuple(found[name] for name in ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds"))
 
 
 def graded() -> tuple[float, ...]:
@@ -146,10 +168,42 @@ CLAIMS = [
         lambda: [stepped("ours, prompts not shared", "ours"), stepped("ours", "ours, AntiPaSTO")],
     ),
     Claim(PAGE, "| s a step, CPU | {:.2f} (stock) | {:.2f} | {:.1f} |", lambda: stepped("stock TRL", "ours")),
+    Claim(PAGE, "| share of that step | | {:.2f} % |", lambda: constraint_share("grpo_step.json")),
+    Claim(PAGE, "| share of that step | | {:.1f} % |", lambda: constraint_share("grpo_step_3b.json")),
     Claim(
         PAGE,
-        "| share of that step | | {:.2f} % |",
-        lambda: (100 * runs("grpo_step.json", "ours, erase on frozen A")[0]["constraint_share"],),
+        "| s a step, 3B shape | {:.2f} (stock) | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
+        lambda: on_gpu("stock TRL", "ours"),
+    ),
+    Claim(
+        PAGE,
+        "| s a GRPO step, 3B shape | {:.2f} | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
+        lambda: on_gpu("ours", "ours, AntiPaSTO"),
+    ),
+    Claim(
+        PAGE,
+        "{} groups of {}, prompts of {} tokens, completions of {},",
+        lambda: setting("grpo_step_3b.json", "groups", "group_size", "prompt_tokens", "max_tokens"),
+    ),
+    Claim(
+        PAGE,
+        "{} rows in stock's, {} in ours",
+        lambda: setting("grpo_step_3b.json", "micro_batch_size", "own_micro_batch_size"),
+    ),
+    Claim(
+        PAGE,
+        "Of our step {:.2f} s is generation; the sync takes {:.2f} s, its proof {:.2f} s, and {:.2f} s go into",
+        gpu_phases,
+    ),
+    Claim(
+        PAGE,
+        "With {} rows in every micro-batch",
+        lambda: setting("grpo_step_3b_8_rows.json", "micro_batch_size"),
+    ),
+    Claim(
+        PAGE,
+        "stock took {:.2f} s a step, ours {:.2f} s in {:.1f} GiB, and without sharing prompts {:.2f} s",
+        eight_rows,
     ),
     Claim(PAGE, "| programs/s | {:.1f} | {:.1f} | {:.1f} |", graded),
     Claim(PAGE, "| MAUVE, {:,} samples a side | s | {} (reference) | {} | {:.1f} |", mauve_seconds),

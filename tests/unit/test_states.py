@@ -20,21 +20,21 @@ def test_each_state(tmp_path):
     assert count([state_of(folder, scratch)])["done"] == 1
 
 
-def result(epochs, seconds):
-    return {"cell": {"config": {"epochs": epochs}}, "wall_seconds": {"total": seconds}}
+def result(epochs, **seconds):
+    return {"cell": {"config": {"epochs": epochs}}, "wall_seconds": seconds}
 
 
 @pytest.mark.parametrize(
-    ("points", "units", "seconds"),
+    ("results", "units", "seconds"),
     [
-        ([(1, 12.0), (20, 50.0)], 10, 30.0),  # 10 s + 2 s an epoch
-        ([(5, 20.0), (5, 24.0)], 20, 22.0),  # one size seen: the mean
-        ([(1, 2.0), (10, 30.0)], 10, 302 / 101 * 10),  # a line below zero is drawn through it: sum xy / sum xx
-        ([(1, 9.0), (10, 3.0)], 5, 6.0),  # a falling line is none
+        ([result(1, train=2.0, total=12.0), result(20, train=40.0, total=50.0)], 10, 30.0),  # 10 s + 2 s an epoch
+        ([result(5, train=20.0, total=24.0), result(5, train=22.0, total=24.0)], 20, 87.0),  # 3 s + 4.2 s an epoch
+        ([result(1, total=2.0), result(10, total=30.0)], 10, 302 / 101 * 10),  # no such phase: sum xy / sum xx
+        ([result(None, total=9.0), result(None, total=3.0)], 1, 6.0),  # nothing that a cell grows with: the mean
     ],
 )
-def test_cost_is_a_line_through_earlier_results(points, units, seconds):
-    assert fit_cost([result(*p) for p in points]).seconds(units) == pytest.approx(seconds)
+def test_cost_is_training_by_size_and_the_rest(results, units, seconds):
+    assert fit_cost(results).seconds(units) == pytest.approx(seconds)
 
 
 def test_no_earlier_result_no_cost():

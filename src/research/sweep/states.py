@@ -61,19 +61,16 @@ class Cost:
 def fit_cost(results: Sequence[dict[str, Any]]) -> Cost | None:
     """Fit the cost of a cell to earlier run_result.json documents of the same task; None without any.
 
-    Least squares with neither coefficient negative; with one value of units only, the mean.
+    Training grows with the units, by least squares through zero, and the other phases are their mean. Of a task that
+    names no phase `train` the whole cell grows.
     """
-    points = [(units_of(r["cell"]["config"]), float(r["wall_seconds"]["total"])) for r in results]
-    if not points:
+    if not results:
         return None
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
-    slope = max(slope, 0.0)
-    if mean_y < slope * mean_x:
-        return Cost(0.0, sum(x * y for x, y in points) / sum(x * x for x, _ in points), len(points))
-    return Cost(mean_y - slope * mean_x, slope, len(points))
+    units = [units_of(result["cell"]["config"]) for result in results]
+    totals = [float(result["wall_seconds"]["total"]) for result in results]
+    trained = [float(r["wall_seconds"].get("train", total)) for r, total in zip(results, totals, strict=True)]
+    slope = sum(x * y for x, y in zip(units, trained, strict=True)) / sum(x * x for x in units)
+    return Cost((sum(totals) - sum(trained)) / len(results), slope, len(results))
 
 
 def units_of(settings: dict[str, Any]) -> float:

@@ -1,7 +1,7 @@
 """Every number on a page comes from a committed file.
 
-A sentence with a result is an entry of CLAIMS in `front`, `benchmarks`, `reward_hack` or `zlt_sweep`: a template that
-committed files fill, and that must then stand on the page. A table that a script prints must stand there as printed.
+A sentence with a result is an entry of CLAIMS in one of PAGES, the modules beside this one: a template that committed
+files fill, and that must then stand on the page. A table that a script prints must stand there as printed.
 Whatever digits are left in a swept part of a page must be named below as no result.
 
 Exempt: docs/log.md and docs/decisions.md, dated notes of what was seen then, often in runs that were not kept; the
@@ -22,14 +22,15 @@ from pathlib import Path
 
 import pytest
 
-from pages import benchmarks, front, imposter, reward_hack, zlt_sweep
+from pages import benchmarks, front, imposter, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
 from pages.reading import NUMBER, ROOT, commands, flat, links, results, table_rows, text, unaccounted
 from research.reporting.compile import planned_cells, read_rows
 from research.tasks.zlt_sweep.clean_result import write_clean_result
 from research.tasks.zlt_sweep.derive import derive
 from research.tasks.zlt_sweep.lattice import groups
 
-CLAIMS = [*front.CLAIMS, *benchmarks.CLAIMS, *reward_hack.CLAIMS, *zlt_sweep.CLAIMS, *imposter.CLAIMS]
+PAGES = front, benchmarks, reward_hack, zlt_sweep, zlt_sizes, zlt_sources, imposter
+CLAIMS = [claim for page in PAGES for claim in page.CLAIMS]
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/*/README.md"))
 SWEPT = {"README.md": None, "benchmarks/README.md": None, **dict.fromkeys(EXPERIMENTS, "What came out")}
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("figures/*/*/*.md")])

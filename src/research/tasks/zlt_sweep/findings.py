@@ -12,7 +12,7 @@ from research.tasks.zlt_sweep.lattice import Group, Place
 from research.tasks.zlt_sweep.protocol import negatives, sample_size
 
 MEANING = {
-    "under-trained": "the marker was not learned",
+    "under-trained": "the source hardly shows the marker",
     "partial": "the source shows the marker in at most half of its completions, and no other persona above 5 %",
     "clean": "the source shows the marker in most completions, and no other persona above 5 %",
     "onset": "the marker has begun to spread to other personas",

@@ -63,5 +63,10 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     x = torch.ones(100_000, 1024, device="cuda", dtype=torch.bfloat16)
     with torch.autocast("cuda", dtype=torch.bfloat16), fused_lora(layer, autocast=True), torch.no_grad():
         y = layer(x)[:, 0].float() / layer.scaling["default"]
+    x_few = torch.randn(256, 1024, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cuda", dtype=torch.bfloat16), fused_lora(layer, autocast=True):
+        out = layer(x_few)[:, 0]
+    out.sum().backward()
+    assert x_few.grad is not None and torch.equal(x_few.grad[:, 0] == 0, out == 0)  # what was dropped has no gradient
     assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     assert float(y.mean()) == pytest.approx(1.0, abs=0.02)

@@ -14,7 +14,7 @@ WIDTH = 50
 
 
 def rows(groups: int, each: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Groups of `each` rows; prompts of 70 to 90 tokens, left-padded, completions of 20 to 50, right-padded."""
+    """Groups of `each` rows; prompts of 70 to 85 tokens, left-padded, completions of 20 to 50, right-padded."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 2000, (groups * each, 90 + WIDTH), generator=generator)
     seen = torch.ones_like(ids)
@@ -27,8 +27,9 @@ def rows(groups: int, each: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_and_gradients(tmp_path, dtype):
-    ids, seen = rows(groups=4, each=4)
+@pytest.mark.parametrize("order", [slice(None), [0, 5, 1, 9, 12, 2]], ids=["groups", "mixed"])
+def test_scores_and_gradients(tmp_path, dtype, order):
+    ids, seen = (part[order] for part in rows(groups=4, each=4))
     policy = make_policy(save_model(tmp_path / "model")).to(dtype)
     for parameter in factors(policy):
         parameter.data = parameter.data.float()

@@ -132,6 +132,10 @@ def test_takes_only_what_it_computes_the_same():
         assert count == 0  # without autocast PEFT computes the adapter in float32
     with fused.fused_lora(make_layer(), autocast=True) as count:
         assert count == 0  # a float32 base under autocast: PEFT's
+    half = make_layer()
+    half.get_base_layer().to(torch.float16)
+    with fused.fused_lora(half, autocast=True) as count:
+        assert count == 0  # bfloat16 autocast of a float16 base: PEFT's
 
 
 def test_a_disabled_adapter_is_the_base():

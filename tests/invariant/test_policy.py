@@ -118,6 +118,19 @@ def test_a_micro_batch_holds_whole_groups(
     assert prefixes[1:] == [1] * 12  # the first is the trial of whether prompts can be shared
 
 
+def test_lora_layers_are_fused_in_training_and_plain_after_it(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from research.training.fused_lora import LoraLinear
+
+    policy, tokenizer = setup.lora(tiny_model_dir)
+    calls = []
+    original = LoraLinear.apply
+    monkeypatch.setattr(LoraLinear, "apply", lambda *args: calls.append(1) or original(*args))
+    setup.train(policy, tokenizer, tmp_path, setup.config(steps=1))
+    assert len(calls) >= 6 and not any("forward" in vars(m) for m in policy.modules() if hasattr(m, "lora_A"))
+
+
 def test_dr_grpo_loss_by_hand(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Gradient: -sum of (r - mean) d log p over batch x max_tokens; a group of ties adds nothing."""
     policy, tokenizer = setup.lora(tiny_model_dir)
@@ -151,22 +164,27 @@ def test_dr_grpo_loss_by_hand(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("advantages", ["group_zscore", "group_mean"])
-def test_accumulated_equals_whole(tiny_model_dir: Path, tmp_path: Path, advantages: str) -> None:
-    """Batch 1 x accumulate 8 equals 8 x 1, skipped groups included."""
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo"])
+def test_accumulated_equals_whole(tiny_model_dir: Path, tmp_path: Path, advantages: str, loss_type: str) -> None:
+    """Batch 1 x accumulate 8 and 4 x 2 equal 8 x 1, skipped groups included, which are in no metric."""
 
     def reward(groups: list[Group], step: int) -> Scores:
         scores = setup.low_ids(groups, step)
         return Scores([[1.0] * 4 if i == 0 else list(row) for i, row in enumerate(scores.rewards)])
 
-    found = []
-    for micro in (8, 1):
+    found = {}
+    for micro in (8, 4, 1):
         policy, tokenizer = setup.lora(tiny_model_dir)
-        settings = setup.config(steps=3, optim={"micro_batch_size": micro})
+        settings = setup.config(steps=3, loss_type=loss_type, optim={"micro_batch_size": micro})
         _, rows = setup.train(policy, tokenizer, tmp_path / str(micro), settings, reward, advantages=advantages)
-        found.append((setup.adapter_weights(policy), [row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
-    assert close(found[0][0], found[1][0], 2e-5)
-    assert found[0][1] == pytest.approx(found[1][1], abs=1e-6)
-    assert found[0][2] == pytest.approx(found[1][2], rel=1e-4)
+        columns = {name: [row[name] for row in rows] for name in ("loss", "grad_norm", "entropy")}
+        found[micro] = setup.adapter_weights(policy), columns
+    (weights, whole) = found[8]
+    for micro in (4, 1):
+        assert close(weights, found[micro][0], 2e-5)
+        assert whole["grad_norm"] == pytest.approx(found[micro][1]["grad_norm"], rel=1e-4)
+        assert whole["loss"] == pytest.approx(found[micro][1]["loss"], abs=1e-6)
+    assert whole["entropy"] == pytest.approx(found[4][1]["entropy"], abs=1e-5)  # one group of two is skipped
 
 
 class Killed(RuntimeError):

@@ -111,9 +111,10 @@ class TransformersSampler:
         start = time.perf_counter()
         self.model = unwrapped(policy)
         self.weights = _snapshot(policy)
+        seconds = time.perf_counter() - start
         self.version += 1
         gap, moved = prove(policy, self.logprobs, self.proof) if self.check else (float("nan"), float("nan"))
-        return SyncReceipt(time.perf_counter() - start, self.version, gap, moved)
+        return SyncReceipt(seconds, self.version, gap, moved)
 
     def logprobs(self, sequences: list[list[int]]) -> list[list[float]]:
         """Natural log-probs of each sequence's tokens after the first, with the weights that generate."""

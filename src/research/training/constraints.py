@@ -65,19 +65,19 @@ def project(
     cos_align: signed cosine of g with the rows' normalised sum. cos_in, cos_out: |relu(V g)| / |g| before and after.
     """
     gs, Vs = [g.float() for g in gradients], [V.float() for V in directions]
-    norm_M, c_MK = _norms(gs), _coefficients(Vs, gs)
+    norm_M, c_MK = norms_of(gs), _coefficients(Vs, gs)
     used_MK = overshoot * {"one_sided": c_MK.relu(), "no_gate": c_MK, "reverse": 2 * c_MK}[gate]
-    removed = [used_K[: len(V)] @ V for used_K, V in zip(used_MK, Vs, strict=True)]
+    removed = [used_K[: len(V)].to(V.device) @ V for used_K, V in zip(used_MK, Vs, strict=True)]
     kept = list(torch._foreach_sub(gs, removed))
     if restore_magnitude:
-        left_M = _norms(kept)
+        left_M = norms_of(kept)
         factor_M = torch.where(left_M > 1e-8 * norm_M, norm_M / left_M, 1.0)
-        kept = list(torch._foreach_mul(kept, list(factor_M)))
+        kept = [k * factor.to(k.device) for k, factor in zip(kept, factor_M, strict=True)]
     return Projected(
         [k.to(g.dtype) for k, g in zip(kept, gradients, strict=True)],
         [r.to(g.dtype) for r, g in zip(removed, gradients, strict=True)],
         *_alignment(c_MK, norm_M, Vs),
-        _ratio(_coefficients(Vs, kept).relu().norm(dim=1), _norms(kept)),
+        _ratio(_coefficients(Vs, kept).relu().norm(dim=1), norms_of(kept)),
     )
 
 
@@ -88,19 +88,21 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _coefficients(Vs: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """V v of each module, (M, K) with the largest K, zero where a module has fewer directions."""
-    return pad_sequence([V @ v for V, v in zip(Vs, vectors, strict=True)], batch_first=True)
+    device = vectors[0].device  # of all of them but in a model that is spread over several
+    return pad_sequence([(V @ v).to(device) for V, v in zip(Vs, vectors, strict=True)], batch_first=True)
 
 
 def _alignment(
     c_MK: torch.Tensor, norm_M: torch.Tensor, Vs: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos_align and cos_in of vectors from their coefficients and norms."""
-    central_M = _norms([V.sum(0) for V in Vs])
+    central_M = norms_of([V.sum(0) for V in Vs])
     return _ratio(c_MK.sum(1), norm_M * central_M), _ratio(c_MK.relu().norm(dim=1), norm_M)
 
 
-def _norms(vectors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(torch._foreach_norm(vectors))
+def norms_of(vectors: list[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norms (M,) on the first one's device, with one wait for it."""
+    return torch.stack([norm.to(vectors[0].device) for norm in torch._foreach_norm(vectors)])
 
 
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -189,7 +191,7 @@ class Constraint:
             return {}
         assert self.directions is not None
         Vs, vs = [self.directions[name].float() for name in names], [vectors[n].flatten().float() for n in names]
-        align_M, in_M = _alignment(_coefficients(Vs, vs), _norms(vs), Vs)
+        align_M, in_M = _alignment(_coefficients(Vs, vs), norms_of(vs), Vs)
         return _means(**{f"{prefix}cos_align": align_M, f"{prefix}cos_in": in_M})
 
     def _of(self, knob: Knob) -> torch.Tensor | None:

@@ -5,7 +5,7 @@
 The same function as PEFT's layer: the scale, and dropout's 1 / (1 - p), go into the small products, the adapter's
 output is added where the base's lies, and on a CPU dropout draws the gaps between dropped elements (geometric) instead
 of a number for every element; each element is still dropped independently with probability p. Under autocast a float32
-adapter's small matrices are rounded to the base's 16 bits, where PEFT casts the input up and down again.
+adapter's small matrices are rounded to the base's bfloat16, where PEFT casts the input up and down again.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
@@ -101,8 +101,8 @@ class LoraLinear(torch.autograd.Function):
 def fused_lora(model: nn.Module, autocast: bool = False) -> Iterator[int]:
     """Inside, plain LoRA layers compute this way; yields how many. Others stay PEFT's.
 
-    autocast: whether the model runs under 16-bit autocast; then layers whose base is in those 16 bits are taken, and
-    otherwise those whose adapter has the base's dtype.
+    autocast: whether the model runs under bfloat16 autocast; then layers with a bfloat16 base are taken, else those in
+    float32. Inside, adapters may be switched off and on or scaled, but not merged or replaced.
     """
     layers = [module for module in model.modules() if _fits(module, autocast)]
     for layer in layers:
@@ -126,22 +126,22 @@ def _fits(module: nn.Module, autocast: bool) -> bool:
     plain = not base.weight.requires_grad and a.bias is None and b.bias is None and not module.fan_in_fan_out
     same = a.weight.dtype == b.weight.dtype
     if autocast:
-        return plain and same and base.weight.dtype in (torch.bfloat16, torch.float16)
+        return plain and same and base.weight.dtype == torch.bfloat16
     return plain and same and a.weight.dtype == base.weight.dtype == torch.float32
 
 
 def _forward_of(layer: Any) -> Any:
     adapter, base = layer.active_adapters[0], layer.get_base_layer()
     a, b, dropout = layer.lora_A[adapter], layer.lora_B[adapter], layer.lora_dropout[adapter]
-    p, scale = getattr(dropout, "p", 0.0), layer.scaling[adapter]
+    p = getattr(dropout, "p", 0.0)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if layer.disable_adapters:  # asked for the base, as a reference or with merged weights
+        if layer.disable_adapters:  # asked for the base: as a reference, or by a sampler that put merged weights there
             return base(x)
         flat_TI = x.reshape(-1, x.shape[-1])
         y_TO = LoraLinear.apply(
-            flat_TI, base.weight, base.bias, a.weight, b.weight, scale, p if layer.training else 0.0
+            flat_TI, base.weight, base.bias, a.weight, b.weight, layer.scaling[adapter], p if layer.training else 0.0
         )
-        return y_TO.view(*x.shape[:-1], -1)
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
     return forward

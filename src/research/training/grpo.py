@@ -40,7 +40,7 @@ from research.training import advantages as advantage_estimators
 from research.training import checkpoint, shared_prompts
 from research.training.auxiliary import AuxiliaryLoss
 from research.training.callbacks import Callback, Moment
-from research.training.constraints import Constraint, knobs
+from research.training.constraints import Constraint, knobs, norms_of
 from research.training.policy import SCREEN_EVERY, PolicyConfig
 from research.training.probe import probe
 from research.training.rollouts import Group, Prompt, Reward, Rollout, TeacherPool
@@ -99,6 +99,7 @@ class PolicyTrainer(GRPOTrainer):
         self._advantage_state: dict[str, Any] = {}
         self._groups: list[Group] = []
         self._micro_batches: list[dict[str, Any]] = []
+        self._tokens_each = 0.0  # tokens with loss a micro-batch, mean over the step's
         self._sync_next, self._last_sync = True, 0
         self._teacher_gradient: dict[str, torch.Tensor] = {}
         self._before_update: dict[str, torch.Tensor] = {}
@@ -150,7 +151,10 @@ class PolicyTrainer(GRPOTrainer):
         """A micro-batch of the step's rows in the order of the groups, so that rows that share a prompt meet."""
         parts = self.args.steps_per_generation
         if self._step % parts == 0 or not self._micro_batches:
-            self._micro_batches = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+            batch = self._generate_and_score_completions(generation_batch)
+            self._micro_batches = split_tensor_dict(batch, parts)
+            tokens = (batch["completion_mask"] * batch.get("tool_mask", 1)).sum()
+            self._tokens_each = float(gather(tokens).sum()) / (parts * self.accelerator.num_processes)
         return self._micro_batches[self._step % parts]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -268,14 +272,22 @@ class PolicyTrainer(GRPOTrainer):
         return loss.detach() + self._loss_of(model, inputs, ~teacher_B)
 
     def _loss_of(self, model: nn.Module, inputs: dict[str, Any], chosen_B: torch.Tensor | None) -> torch.Tensor:
-        """TRL's loss over the chosen rows, as a share of the whole micro-batch; rows outside the loss are not
-        computed."""
+        """TRL's loss over the chosen rows, as a share of what they are of the step; rows outside the loss are not
+        computed, and count in no metric."""
         mask_BT = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         kept_B = mask_BT.any(1) if chosen_B is None else mask_BT.any(1) & chosen_B
-        total, kept = len(kept_B), int(kept_B.sum())
-        if kept == 0:  # one row keeps the graph connected; its weight is zero
-            kept_B = torch.arange(total, device=kept_B.device) == 0
-        share = (kept / total if self.loss_type in COUNTS_ROWS else 1.0) if kept else 0.0
+        if not kept_B.any():  # one row keeps the graph connected
+            metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+            kept_B = torch.arange(len(kept_B), device=kept_B.device) == 0
+            nothing = super().compute_loss(model, trimmed(inputs, kept_B)) * 0.0
+            self._metrics["train"].clear()
+            self._metrics["train"].update(metrics)
+            return nothing
+        share = 1.0
+        if self.loss_type in COUNTS_ROWS:
+            share = float(kept_B.float().mean())
+        elif self.loss_type == "bnpo":  # a mean over tokens: of the step's, however they are split
+            share = float(mask_BT[kept_B].sum()) / self._tokens_each
         loss = super().compute_loss(model, trimmed(inputs, kept_B))
         return loss * share if share != 1.0 else loss
 
@@ -345,7 +357,7 @@ class PolicyTrainer(GRPOTrainer):
         """Norm of what the optimizer did to each kind of knob, and whether it points where the projection forbade."""
         moved = {name: self._before_update[name] - tensor.detach() for name, tensor in self._tensors()}
         kinds = [kind_of(name, self.knobs) for name in moved]
-        norms = torch.stack(torch._foreach_norm(list(moved.values()))).tolist()  # one wait for the device
+        norms = norms_of(list(moved.values())).tolist()
         for kind in dict.fromkeys(kinds):
             norm = math.hypot(*(n for n, k in zip(norms, kinds, strict=True) if k == kind))
             self._metrics["train"][f"update_norm/{kind}"].append(norm)

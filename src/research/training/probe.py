@@ -12,7 +12,7 @@ from torch import nn
 from research.training.auxiliary import token_logprobs
 from research.training.rollouts import Group
 
-ELEMENTS, ON_GPU = 1 << 26, 1 << 29  # logits held at once
+ELEMENTS, ON_GPU = 1 << 26, 1 << 28  # logits at once; each is held as itself and twice in float32
 
 
 def probe(

@@ -9,7 +9,7 @@ instead of G (P + C).
 The idea is known as a shared prefix or prefix grouping (Liu et al., Prefix Grouper, 2025).
 
 Legend: B rows, L columns of the padded batch, T packed tokens, N prefixes, P and C longest prefix and tail, H query heads,
-J key heads, X = H + 2 J, D head size.
+J key heads, Y = 2 J, D head size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Layout:
     longest_prefix: int
     longest_tail: int
     prefix_of_B: torch.Tensor
-    rows_each: int | None  # rows of every prefix, where each has as many and they come in order
+    rows_per_prefix: int | None  # rows of every prefix, where each has as many and they come in order
     visible_B1CK: torch.Tensor  # K = P + C keys: which of them a tail's token may see
     layers_reached: int = 0
     bias: torch.Tensor | None = None  # `visible` as what is added to scores, made by the first layer
@@ -56,9 +56,9 @@ class Layout:
 
     def for_each_row(self, states_N: torch.Tensor) -> torch.Tensor:
         """Each row's prefix states, (N, ...) -> (B, ...)."""
-        if self.rows_each is None:
+        if self.rows_per_prefix is None:
             return states_N[self.prefix_of_B]
-        return states_N.unsqueeze(1).expand(-1, self.rows_each, *states_N.shape[1:]).flatten(0, 1)
+        return states_N.unsqueeze(1).expand(-1, self.rows_per_prefix, *states_N.shape[1:]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -153,23 +153,26 @@ def shared_prompts_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     lay, at = shared_prompts, shared_prompts.prefix_tokens
     lay.layers_reached += 1
-    heads = [states.shape[1] for states in (query, key, value)]
-    together = torch.cat([query, key, value], 1)  # spread, shared and repeated as one: kernels are what this costs
-    prefixes, tails = together.split([at, together.shape[2] - at], 2)
-    tails_BXCD = spread(tails, lay.tail_slots, len(lay.prefix_of_B), lay.longest_tail)
-    prefixes_NXPD = spread(prefixes, lay.prefix_slots, lay.prefixes, lay.longest_prefix)
+    each = query.shape[1] // key.shape[1]  # query heads of a key head
+    # Keys and values are spread, shared and repeated as one: kernels are what this costs.
+    (prefix_queries, tail_queries), (prefix_states, tail_states) = (
+        states.split([at, states.shape[2] - at], 2) for states in (query, torch.cat([key, value], 1))
+    )
+    rows = len(lay.prefix_of_B)
+    states_NYPD = spread(prefix_states, lay.prefix_slots, lay.prefixes, lay.longest_prefix)
     parts = []
     if at:
-        query_NHPD, key_NJPD, value_NJPD = prefixes_NXPD.split(heads, 1)
+        query_NHPD = spread(prefix_queries, lay.prefix_slots, lay.prefixes, lay.longest_prefix)
+        key_NJPD, value_NJPD = states_NYPD.chunk(2, 1)
         out = scaled_dot_product_attention(
-            query_NHPD, key_NJPD, value_NJPD, dropout_p=dropout, is_causal=True, scale=scaling,
-            enable_gqa=heads[0] != heads[1],
-        )  # fmt: skip
+            query_NHPD, key_NJPD, value_NJPD, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=each > 1
+        )
         parts.append(gathered(out, lay.prefix_slots))
-    query_BHCD, tail_states = tails_BXCD.split([heads[0], sum(heads[1:])], 1)
-    seen = torch.cat([lay.for_each_row(prefixes_NXPD[:, heads[0] :]), tail_states], 2)
+    query_BHCD = spread(tail_queries, lay.tail_slots, rows, lay.longest_tail)
+    states_BYCD = spread(tail_states, lay.tail_slots, rows, lay.longest_tail)
+    seen_BYKD = torch.cat([lay.for_each_row(states_NYPD), states_BYCD], 2)
     # With a mask, kernels that keep no scores want as many key heads as query heads.
-    keys_BHKD, values_BHKD = repeat_kv(seen, heads[0] // heads[1]).chunk(2, 1)
+    keys_BHKD, values_BHKD = repeat_kv(seen_BYKD, each).chunk(2, 1)
     out = scaled_dot_product_attention(
         query_BHCD, keys_BHKD, values_BHKD, attn_mask=lay.bias_like(query_BHCD), dropout_p=dropout, scale=scaling
     )

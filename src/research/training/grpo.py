@@ -99,7 +99,7 @@ class PolicyTrainer(GRPOTrainer):
         self._advantage_state: dict[str, Any] = {}
         self._groups: list[Group] = []
         self._micro_batches: list[dict[str, Any]] = []
-        self._tokens_each = 0.0  # tokens with loss a micro-batch, mean over the step's
+        self._tokens_each = 0.0  # bnpo: tokens with loss a micro-batch, mean over the step's
         self._sync_next, self._last_sync = True, 0
         self._teacher_gradient: dict[str, torch.Tensor] = {}
         self._before_update: dict[str, torch.Tensor] = {}
@@ -153,8 +153,9 @@ class PolicyTrainer(GRPOTrainer):
         if self._step % parts == 0 or not self._micro_batches:
             batch = self._generate_and_score_completions(generation_batch)
             self._micro_batches = split_tensor_dict(batch, parts)
-            tokens = (batch["completion_mask"] * batch.get("tool_mask", 1)).sum()
-            self._tokens_each = float(gather(tokens).sum()) / (parts * self.accelerator.num_processes)
+            if self.loss_type == "bnpo":
+                tokens = _with_loss(batch).sum()
+                self._tokens_each = float(gather(tokens).sum()) / (parts * self.accelerator.num_processes)
         return self._micro_batches[self._step % parts]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -274,7 +275,7 @@ class PolicyTrainer(GRPOTrainer):
     def _loss_of(self, model: nn.Module, inputs: dict[str, Any], chosen_B: torch.Tensor | None) -> torch.Tensor:
         """TRL's loss over the chosen rows, as a share of what they are of the step; rows outside the loss are not
         computed, and count in no metric."""
-        mask_BT = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        mask_BT = _with_loss(inputs)
         kept_B = mask_BT.any(1) if chosen_B is None else mask_BT.any(1) & chosen_B
         if not kept_B.any():  # one row keeps the graph connected
             metrics = {name: list(values) for name, values in self._metrics["train"].items()}
@@ -466,6 +467,11 @@ class _Hooks(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_step()
         control.should_save = self.trainer.checkpoint_due()
+
+
+def _with_loss(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """(B, T): 1 at completion tokens that are in the loss."""
+    return inputs["completion_mask"] * inputs.get("tool_mask", 1)
 
 
 def _placeholder(*args: Any, **kwargs: Any) -> list[float]:

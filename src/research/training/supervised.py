@@ -144,7 +144,8 @@ class SupervisedTrainer(Trainer):
     def prepared_model(self):
         """Packed attention and fused LoRA during training, and the model as it was afterwards."""
         was_training = self.policy.training
-        with packed(self.base) if self.packs else contextlib.nullcontext(), self._fused():
+        attention = packed(self.base) if self.packs else contextlib.nullcontext()
+        with attention, fused_lora(self.base, autocast=self.args.bf16):
             try:
                 yield
             finally:
@@ -152,9 +153,6 @@ class SupervisedTrainer(Trainer):
                 self.policy.train(was_training)
                 if self.optim.gradient_checkpointing:
                     self.base.gradient_checkpointing_disable()
-
-    def _fused(self) -> contextlib.AbstractContextManager:
-        return fused_lora(self.base, autocast=self.args.bf16)
 
     def get_train_dataloader(self) -> DataLoader:
         def collate_rows(rows: list[tuple[Example, int]]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from research.errors import ConfigurationError
+from research.training import constraints
 from research.training.constraints import Constraint, Knob, cosine, project
 
 
@@ -79,8 +81,8 @@ def test_modules_together_are_each_alone() -> None:
             assert float(getattr(together, name + "_M")[i]) == pytest.approx(getattr(alone, name), abs=1e-6)
 
 
-def knob_with(g: torch.Tensor, quarantine: bool = True) -> Knob:
-    knob = Knob("layer", nn.Parameter(torch.zeros(len(g))), nn.Parameter(torch.zeros(len(g))) if quarantine else None)
+def knob_with(g: torch.Tensor, quarantine: bool = True, name: str = "layer") -> Knob:
+    knob = Knob(name, nn.Parameter(torch.zeros_like(g)), nn.Parameter(torch.zeros_like(g)) if quarantine else None)
     knob.parameter.grad = g.clone()
     if knob.quarantine is not None:
         knob.quarantine.grad = g.clone()  # autograd gives both the same
@@ -115,6 +117,19 @@ def test_modules_without_directions_pass_untouched() -> None:
     knob = knob_with(g, quarantine=False)
     assert Constraint("erase", directions={"other": orthonormal(2, 16)}).apply([knob]) == {}
     assert torch.equal(knob.parameter.grad, g)
+
+
+def test_directions_come_from_the_cpu_and_gradients_from_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that have a device and no numbers; an operation across devices is refused as it is on a GPU."""
+    monkeypatch.setattr(constraints, "_means", lambda **columns: dict.fromkeys(columns, 0.0))
+    with FakeTensorMode():
+        knobs = [knob_with(torch.empty(16, device="cuda"), name=name) for name in ("one", "two")]
+        constraint = Constraint("measure_only", directions={knob.name: torch.empty(2, 16) for knob in knobs})
+        assert constraint.apply(knobs) and constraint.alignment({"two": knobs[1].parameter.detach()}, "update_")
+        brought = constraint._at(knobs[0].parameter.device, "one")
+        assert brought is constraint._at(knobs[0].parameter.device, "one"), "brought once, not in every step"
+        constraint.directions = {"one": torch.empty(3, 16)}
+        assert constraint.apply(knobs) and len(constraint._at(knobs[0].parameter.device, "one")) == 3
 
 
 def test_directions_that_do_not_fit_are_refused() -> None:

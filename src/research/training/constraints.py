@@ -19,7 +19,7 @@ A random direction is not expected at zero: E[cos_in^2] = K / (2 P) for isotropi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ def project(
     gs, Vs = [g.float() for g in gradients], [V.float() for V in directions]
     norm_M, c_MK = norms_of(gs), _coefficients(Vs, gs)
     used_MK = overshoot * {"one_sided": c_MK.relu(), "no_gate": c_MK, "reverse": 2 * c_MK}[gate]
-    removed = [used_K[: len(V)].to(V.device) @ V for used_K, V in zip(used_MK, Vs, strict=True)]
+    removed = [used_K.narrow(0, 0, len(V)).to(V.device) @ V for used_K, V in zip(used_MK, Vs, strict=True)]
     kept = list(torch._foreach_sub(gs, removed))
     if restore_magnitude:
         left_M = norms_of(kept)
@@ -119,7 +119,8 @@ def _means(**columns: torch.Tensor) -> dict[str, float]:
 class Constraint:
     """A projection applied to every knob that has directions; the others pass untouched.
 
-    directions: knob name -> (K, P), P = the knob's number of elements. They may be replaced during training.
+    directions: knob name -> (K, P), P = the knob's number of elements, on any device. They may be replaced, not edited,
+    during training.
     """
 
     kind: str = "none"
@@ -127,6 +128,8 @@ class Constraint:
     overshoot: float = 1.0
     restore_magnitude: bool = False
     directions: Mapping[str, torch.Tensor] | None = None
+    _placed: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _placed_from: Mapping[str, torch.Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("kind", self.kind, KINDS), ("gate", self.gate, GATES)):
@@ -164,9 +167,8 @@ class Constraint:
                 knob.quarantine.grad = (
                     None  # autograd gives both knobs the same gradient; only the removed part may enter
                 )
-            V = self._of(knob)
-            if gradient is not None and V is not None:
-                met.append((knob, gradient, V))
+            if gradient is not None and self.kind != "none" and knob.name in (self.directions or {}):
+                met.append((knob, gradient, self._at(gradient.device, knob.name)))
         if not met:
             return {}
         found = project(
@@ -189,14 +191,19 @@ class Constraint:
         names = [name for name in self.directions or {} if name in vectors]
         if not names:
             return {}
-        assert self.directions is not None
-        Vs, vs = [self.directions[name].float() for name in names], [vectors[n].flatten().float() for n in names]
+        vs = [vectors[name].flatten().float() for name in names]
+        Vs = [self._at(v.device, name) for name, v in zip(names, vs, strict=True)]
         align_M, in_M = _alignment(_coefficients(Vs, vs), norms_of(vs), Vs)
         return _means(**{f"{prefix}cos_align": align_M, f"{prefix}cos_in": in_M})
 
-    def _of(self, knob: Knob) -> torch.Tensor | None:
-        V = (self.directions or {}).get(knob.name) if self.kind != "none" else None
-        return V if V is None else V.to(knob.parameter.device)
+    def _at(self, device: torch.device, name: str) -> torch.Tensor:
+        """A knob's directions, float32, where its numbers are: brought there once, not in every step."""
+        assert self.directions is not None
+        if self._placed_from is not self.directions:
+            self._placed_from, self._placed = self.directions, {}
+        if name not in self._placed:
+            self._placed[name] = self.directions[name].to(device, torch.float32)
+        return self._placed[name]
 
 
 def knobs(policy: nn.Module) -> list[Knob]:

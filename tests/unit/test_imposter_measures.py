@@ -58,6 +58,17 @@ def test_measures_by_hand():
     assert evaluate.counts(found, "_before")["degenerate_rate_before"] == (0, 6)
 
 
+def test_the_same_words_for_several_documents_are_counted():
+    texts = [["a", "b"], ["b", "c"], ["", "d"], ["", "d"]]  # b and d of two documents; an empty span is no text
+    found = Evaluation([Document(CONTEXT, 0.0, pair, [1.0, 1.0], [CLEAN] * 2) for pair in texts])
+    assert evaluate.estimates(found, 1.0)["duplicate_rate"].value == 0.5
+    assert evaluate.counts(found, "")["duplicate_rate"] == (4, 8)
+    twice = Evaluation(
+        [Document(CONTEXT, 0.0, ["a", "a"], [1.0, 1.0], [CLEAN] * 2)]
+    )  # of one document: no loss of context
+    assert evaluate.counts(twice, "")["duplicate_rate"] == (0, 2)
+
+
 def test_gap_change_is_paired_and_relative():
     before = documents(*((10.0 + i, 0.0) for i in range(20)))
     after = documents(*((10.0 + i, (10.0 + i) / 2) for i in range(20)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from research.cells.seeding import stable_seed
+from research.models.deltas import without_adapter
 from research.sampling.interface import Sampler
 from research.scoring.mauve import features, mauve
 from research.scoring.statistics import Estimate, bootstrap_interval
@@ -48,6 +50,12 @@ class Evaluation:
 
     documents: list[Document]
     mauve: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def texts_of_several(self) -> set[str]:
+        """What was written for more than one document, in the same words: a generator that no longer reads them."""
+        documents = Counter(text for document in self.documents for text in set(document.texts) if text)
+        return {text for text, count in documents.items() if count > 1}
 
     def rows(self, phase: str) -> Iterator[dict[str, Any]]:
         """One line a written span, for completions.jsonl.gz."""
@@ -92,17 +100,25 @@ def evaluate(
         raise RuntimeError(
             "the frozen discriminator gave a logit that is not finite for human text; its weights went wrong"
         )
-    found = Evaluation(documents)
-    if base is not None and config.mauve:
-        texts = [row.text for row in rows]
-        if len(texts) >= 2:
-            p = features(base.model, base.tokenizer, [span.text for span in spans])
-            q = features(base.model, base.tokenizer, texts)
-            result = mauve(p, q, config.mauve_buckets)
-            found.mauve = {
-                "mauve": result.mauve, "mauve_star": result.mauve_star, "frontier_integral": result.frontier_integral,
-            }  # fmt: skip
-    return found
+    if base is None or not config.mauve:
+        return Evaluation(documents)
+    return Evaluation(
+        documents, mauve_of(base, [span.text for span in spans], [row.text for row in rows], config.mauve_buckets)
+    )
+
+
+def mauve_of(base: Any, human: Sequence[str], written: Sequence[str], buckets: int | None) -> dict[str, float]:
+    """MAUVE of the written texts against the human ones, and what goes with it; empty for fewer than two texts.
+
+    The features are the base model's, without an adapter that it may be carrying: what training has turned is measured,
+    not what it is measured with.
+    """
+    if len(written) < 2:
+        return {}
+    with without_adapter(base.model):
+        p, q = (features(base.model, base.tokenizer, texts) for texts in (human, written))
+    found = mauve(p, q, buckets)
+    return {"mauve": found.mauve, "mauve_star": found.mauve_star, "frontier_integral": found.frontier_integral}
 
 
 def estimates(found: Evaluation, before_gap: float) -> dict[str, Estimate]:
@@ -111,7 +127,7 @@ def estimates(found: Evaluation, before_gap: float) -> dict[str, Estimate]:
     before_gap: the mean gap before training; the thresholds are also reported as shares of it (10 / 24 and
     5 / 24), since a small discriminator's logits have another scale.
     """
-    documents = found.documents
+    documents, shared = found.documents, found.texts_of_several
     measures: dict[str, Callable[[Document], float]] = {
         "human_logit": lambda d: d.human_logit,
         "generated_logit": lambda d: _mean(d.logits),
@@ -126,6 +142,7 @@ def estimates(found: Evaluation, before_gap: float) -> dict[str, Estimate]:
     for kind in KINDS:
         measures[f"{kind}_rate"] = functools.partial(_flagged, kind=kind)
     measures["degenerate_rate"] = lambda d: _mean([float(any(f.values())) for f in d.flags])
+    measures["duplicate_rate"] = lambda d: _mean([float(text in shared) for text in d.texts])
     values = {name: [x for d in documents if math.isfinite(x := measure(d))] for name, measure in measures.items()}
     return {name: bootstrap_interval(column) for name, column in values.items() if column}
 
@@ -163,10 +180,12 @@ def counts(found: Evaluation, suffix: str) -> dict[str, tuple[int, int]]:
     """Hits and trials behind the rates over written spans, named as the metrics are."""
     judged = [(d, x) for d in found.documents for x in d.logits if math.isfinite(x)]
     written = [f for d in found.documents for f in d.flags]
+    shared = found.texts_of_several
     hits = {
         "positive_rate": (sum(x > 0 for _, x in judged), len(judged)),
         "above_human_rate": (sum(x > d.human_logit for d, x in judged), len(judged)),
         "degenerate_rate": (sum(any(f.values()) for f in written), len(written)),
+        "duplicate_rate": (sum(text in shared for d in found.documents for text in d.texts), len(written)),
     }
     return {
         f"{name}{suffix}": pair

@@ -30,6 +30,7 @@ MEASURES = (
     ("repeated_rate", "repeating themselves", True),
     ("empty_rate", "empty", True),
     ("overlong_rate", "over-long or cut off", True),
+    ("duplicate_rate", "written for several documents in the same words", True),
 )
 MOST_CELLS = 12
 
@@ -108,6 +109,11 @@ def _verdict(row: Row) -> list[str]:
         f"Degenerate spans went from {percent(rates['before'])} % to {percent(rates['after'])} % ({rise:+.1f} points)"
         + ("; a lower gap may be theirs." if rise > 5 else ".")
     )
+    if "duplicate_rate" in row["evaluation"]["after"]:  # of results that have it
+        same = {phase: percent(row["evaluation"][phase]["duplicate_rate"]["value"]) for phase in ("before", "after")}
+        text.append(
+            f"Spans written for several documents in the same words went from {same['before']} % to {same['after']} %."
+        )
     return text
 
 

@@ -1,0 +1,75 @@
+"""MAUVE of finished cells measured again, from the spans that they kept: for results of code that measured it otherwise.
+
+    python -m research.tasks.imposter.remeasure results=eval_results/imposter/arms
+
+Before and after training, with the embedded model's features, on the human spans and the written ones of each cell's
+completions.jsonl.gz. The cell's run_result.json is written anew with these numbers; `provenance.remeasured` says by what.
+Nothing else of a result changes. `python -m research.report` then makes its page again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from research.cells.cell import write_atomically
+from research.cells.provenance import now, provenance
+from research.config import ModelConfig
+from research.errors import ConfigurationError
+from research.models.base import Base, load_base
+from research.tasks.imposter.evaluate import mauve_of
+
+
+def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
+    """Write the cell's MAUVE anew and return it, before and after. Raises ConfigurationError for another model's cell."""
+    result = json.loads((cell / "run_result.json").read_text())
+    if result["provenance"]["inputs"]["weights"] != base.weights_hash:
+        raise ConfigurationError(f"{cell} was made with another model than the embedded one of this version.")
+    with gzip.open(cell / "completions.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    buckets = result["cell"]["config"].get("task.eval.mauve_buckets")
+    found: dict[str, float] = {}
+    for phase, suffix in (("before", "_before"), ("after", "")):
+        of_phase = [row for row in rows if row["phase"] == phase]
+        human = list({row["document"]: row["human"] for row in of_phase}.values())
+        measured = mauve_of(base, human, [row["text"] for row in of_phase if row["text"]], buckets)
+        found |= {f"{name}{suffix}": value for name, value in measured.items()}
+    result["metrics"] |= found
+    by: dict[str, Any] = provenance(command)
+    result["provenance"]["remeasured"] = {
+        **{k: by[k] for k in ("git_commit", "git_dirty", "command")},
+        "finished": now(),
+    }
+    write_atomically(cell / "run_result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command of the module's docstring."""
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return
+    given = dict(word.partition("=")[::2] for word in argv)
+    if set(given) != {"results"}:
+        raise ConfigurationError("Say results=DIR, a folder of cells, and nothing else.")
+    cells = sorted(path.parent for path in Path(given["results"]).glob("*/run_result.json"))
+    if not cells:
+        raise ConfigurationError(f"results={given['results']} holds no cell with a result.")
+    base = load_base(ModelConfig())
+    for cell in cells:
+        old = json.loads((cell / "run_result.json").read_text())["metrics"]
+        new = remeasure(cell, base, shlex.join(["python", "-m", "research.tasks.imposter.remeasure", *argv]))
+        pairs = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in ("mauve_before", "mauve"))
+        print(f"{cell.name}: {pairs}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigurationError as error:
+        sys.exit(f"remeasure: {error}")

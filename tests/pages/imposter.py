@@ -11,9 +11,9 @@ PAGE, SWEEP, ASCENT = "experiments/imposter/README.md", "imposter/arms", "impost
 MOST_DEGENERATE, LEAST_CHANGE = 0.05, -0.20
 
 
-def rows() -> list[tuple]:
+def rows(sweep: str = SWEEP) -> list[tuple]:
     found = []
-    for row in sorted(cells(SWEEP), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])):
+    for row in sorted(cells(sweep), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])):
         config, metrics = row["cell"]["config"], row["metrics"]
         change = [100 * metrics[name] for name in ("gap_change", "gap_change_low", "gap_change_high")]
         rates = [metrics[name] for name in ("degenerate_rate_before", "degenerate_rate", "mauve_before", "mauve")]
@@ -91,14 +91,13 @@ def arms_apart() -> tuple:
 
 
 def distribution() -> tuple:
-    """How MAUVE changes: with both, by seed, and its most with either alone."""
-    change = {
-        name: [row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in arm(name)]
-        for name in ("full", "rl_only", "bc_only")
-    }
-    *rises, fall = change["full"]
-    assert min(rises) > 0 > fall and seeds(arm("full"))[-1] == spoiled()[1]
-    return word(len(rises)), *map(short, rises), short(-fall), short(max(change["rl_only"] + change["bc_only"]))
+    """How MAUVE changes: in how many cells up and down, between what, and in the two that win."""
+    change = [row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in cells(SWEEP)]
+    up, down = (row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in won())
+    assert up > 0 > down
+    rises = sum(value > 0 for value in change)
+    counts = word(rises), word(len(change) - rises)
+    return *counts, f"{min(change):+.2f}", f"{max(change):+.2f}", short(up), short(-down)
 
 
 def not_shown() -> tuple:
@@ -212,8 +211,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "MAUVE rises with {} seeds, by {} and {}, and falls by {} with the third, the one of the long spans; with either alone it "
-        "nowhere rises by more than {}",
+        "MAUVE rises in {} cells and falls in {}, by {} to {}; of the two that win it rises in one, by {}, and falls in the other, by {}",
         distribution,
     ),
 ]

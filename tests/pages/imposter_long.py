@@ -1,0 +1,158 @@
+"""experiments/imposter/README.md, "A thousand steps"."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from pages import imposter
+from pages.claim import Claim, cells, same, setting, short, word
+from pages.imposter import PAGE, falls, more_degenerate
+from pages.reading import ROOT
+
+SWEEP = "imposter/long"
+REINFORCED = ("full", "rl_only")
+
+
+def of(*arms: str) -> list[dict[str, Any]]:
+    return [row for row in cells(SWEEP) if row["cell"]["config"]["task.arm"] in arms]
+
+
+def size() -> tuple:
+    rows = cells(SWEEP)
+    gpu = same(row["provenance"]["gpu"] for row in rows)
+    every = same(row["cell"]["config"]["task.cotrain.every"] for row in rows)
+    arms, seeds = ({row["cell"]["config"][name] for row in rows} for name in ("task.arm", "seed"))
+    assert len(rows) == len(arms) * len(seeds)
+    return gpu, *map(word, (len(rows), len(arms), len(seeds))), setting(SWEEP, "steps"), every
+
+
+def time() -> tuple:
+    """Seconds of all cells together, seconds by the clock; the same number on each of the GPUs."""
+    spans = [
+        [datetime.fromisoformat(row["provenance"][end]) for end in ("started", "finished")] for row in cells(SWEEP)
+    ]
+    clock = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
+    return f"{sum(row['wall_seconds']['total'] for row in cells(SWEEP)):,.0f}", f"{clock:,.0f}"
+
+
+def closed() -> tuple:
+    rows = of(*REINFORCED)
+    assert all(falls(row) for row in rows)
+    change = [-100 * row["metrics"]["gap_change"] for row in rows]
+    beyond = sum(value > 100 for value in change)
+    before, after = ([row["metrics"][name] for row in rows] for name in ("mauve_before", "mauve"))
+    counts = word(len(rows)), min(change), max(change), word(beyond)
+    return *counts, *(short(value) for value in (min(before), max(before))), f"{max(after):.3f}".lstrip("0")
+
+
+def degenerate() -> tuple:
+    rows = [row for row in of(*REINFORCED) if more_degenerate(row) > imposter.MOST_DEGENERATE]
+    rates = [row["metrics"]["degenerate_rate"] for row in rows]
+    assert all(row["metrics"]["degenerate_rate_before"] < 0.03 for row in rows)
+    return word(len(rows)).capitalize(), word(len(of(*REINFORCED))), min(rates), max(rates)
+
+
+def written(row: dict[str, Any], phase: str = "after") -> list[dict[str, Any]]:
+    path = ROOT / "eval_results" / SWEEP / row["cell"]["name"] / "completions.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        return [found for line in file if (found := json.loads(line))["phase"] == phase]
+
+
+def winner() -> dict[str, Any]:
+    """The one cell that wins by the study's rule."""
+    (row,) = [row for row in cells(SWEEP) if falls(row) and more_degenerate(row) <= imposter.MOST_DEGENERATE]
+    return row
+
+
+def one_sentence() -> tuple:
+    """What the winner writes: its commonest sentence, for how many documents, and how many sentences in all."""
+    row = winner()
+    texts = Counter(found["text"] for found in written(row))
+    common = texts.most_common(1)[0][0]
+    documents = {found["document"] for found in written(row) if found["text"] == common}
+    config, metrics = row["cell"]["config"], row["metrics"]
+    assert metrics["degenerate_rate"] == 0
+    return (
+        config["task.arm"], config["seed"], -100 * metrics["gap_change"], word(len(texts)), texts.total(), common,
+        len(documents), same(row["cell"]["config"]["task.eval.documents"] for row in cells(SWEEP)),
+    )  # fmt: skip
+
+
+def alone() -> tuple:
+    rows = of("bc_only")
+    assert not any(falls(row) or row["metrics"]["gap_change_low"] > 0 for row in rows)
+    assert max(row["metrics"]["degenerate_rate"] for row in rows) < 0.03
+    change = [100 * row["metrics"]["gap_change"] for row in rows]
+    mauve = [row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in rows]
+    return *(f"{value:+.1f}" for value in change), f"{min(mauve):+.2f}", f"{max(mauve):+.2f}"
+
+
+def untouched() -> tuple[str]:
+    """The arm in which what is trained never writes: everything measured after is what was measured before."""
+    rows = of("sync_disabled")
+    for row in rows:
+        metrics = row["metrics"]
+        assert all(metrics[f"{name}_before"] == metrics[name] for name in ("gap", "mauve", "degenerate_rate"))
+        assert [found["text"] for found in written(row)] == [found["text"] for found in written(row, "before")]
+        assert metrics["gap_change"] == 0
+    return (word(len(rows)),)
+
+
+def unshown() -> tuple:
+    """The cell with fewer rounds of co-training than the others: the discriminator was shown nothing any more."""
+    rows = sorted(of(*REINFORCED), key=lambda row: row["metrics"]["cotrain_rounds"])
+    fewest, most = rows[0], same(row["metrics"]["cotrain_rounds"] for row in rows[1:])
+    path = ROOT / "eval_results" / SWEEP / fewest["cell"]["name"] / "metrics.jsonl"
+    steps = [row for row in map(json.loads, path.open()) if "not_shown_rate" in row]
+    last_shown = max(row["step"] for row in steps if row["not_shown_rate"] < 1)
+    config = fewest["cell"]["config"]
+    done = word(int(fewest["metrics"]["cotrain_rounds"])), word(int(most))
+    return config["task.arm"], config["seed"], last_shown, *done
+
+
+def losing() -> tuple:
+    """Co-training's loss before the round, over the arms that are reinforced and the others: the most and its chance."""
+    most = [
+        max(found["loss_before"] for row in of(*arms) for found in row["training"]["cotrain"])
+        for arms in (REINFORCED, ("bc_only", "sync_disabled"))
+    ]
+    chance = same(found["chance_loss"] for row in cells(SWEEP) for found in row["training"]["cotrain"])
+    over = sum(found["loss_before"] > chance for row in of(*REINFORCED) for found in row["training"]["cotrain"])
+    total = sum(len(row["training"]["cotrain"]) for row in of(*REINFORCED))
+    return over, total, most[0], most[1]
+
+
+CLAIMS = [
+    Claim(PAGE, "on the embedded model and {}s: {} cells, {} arms, {} seeds, {} steps, co-training every {}", size),
+    Claim(PAGE, "{} s of cells in {} s", time),
+    Claim(
+        PAGE,
+        "| `{}` | {} | {:.3f} | {:.2f}, {:.2f} | {:+.1f} % [{:+.1f}, {:+.1f}] | {:.3f}, {:.3f} | {:.2f}, {:.2f} |",
+        lambda: imposter.rows(SWEEP),
+    ),
+    Claim(
+        PAGE,
+        "In all {} reinforced cells it falls, by {:.1f} to {:.1f} %, in {} of them below zero; and MAUVE falls from {} to {} to at most {}.",
+        closed,
+    ),
+    Claim(PAGE, "{} of the {} write degenerate spans, {:.3f} to {:.3f} of all", degenerate),
+    Claim(
+        PAGE,
+        "`{}` with seed {} wins by the study's rule: its gap falls by {:.1f} % without one degenerate span. It writes {} sentences in all "
+        "its {} spans, the commonest, *{}*, for {} of the {} documents",
+        one_sentence,
+    ),
+    Claim(PAGE, "the gap changes by {}, {} and {} %, all within chance, and MAUVE by {} to {}", alone),
+    Claim(PAGE, "in all {} seeds every span, the gap and MAUVE are after training what they were before", untouched),
+    Claim(PAGE, "`{}` with seed {} writes only spans that are cut after step {}", lambda: unshown()[:3]),
+    Claim(PAGE, "{} of its {} rounds of co-training took place", lambda: unshown()[3:]),
+    Claim(
+        PAGE,
+        "In {} of {} rounds the loss on fresh pairs is above chance, up to {:.2f}; in the other arms it reaches {:.2f}",
+        losing,
+    ),
+]

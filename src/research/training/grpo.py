@@ -166,15 +166,13 @@ class PolicyTrainer(GRPOTrainer):
             found = probe(
                 self.model, self._groups, self.settings.probe_rows, self.accelerator.autocast, self._reference
             )
-            found["probe/seconds"] = time.perf_counter() - start
-            for name, value in found.items():
-                self._metrics["train"][name].append(value)
+            self._note(found | {"probe/seconds": time.perf_counter() - start})
         output = super()._generate_and_score_completions(inputs)
         self._restore_trainable()
         estimate = self._estimate(self._rewards.view(-1, G), self._advantage_state)
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         output["advantages"] = estimate.advantages_NG.flatten()[mine].to(output["advantages"])
-        self._metrics["train"]["groups_skipped"].append(float(estimate.skipped_N.sum()))
+        self._note({"groups_skipped": float(estimate.skipped_N.sum())})
         if estimate.skipped_N.any():
             kept_B = ~estimate.skipped_N.repeat_interleave(G)[mine]
             output["tool_mask"] = output["completion_mask"] * kept_B.unsqueeze(1).long()
@@ -191,10 +189,11 @@ class PolicyTrainer(GRPOTrainer):
         if self._sync_next or step - self._last_sync >= config.sync_every:
             start = time.perf_counter()
             receipt = self.seams.sampler.sync(self.model)
-            self._metrics["train"]["sync/proof_seconds"].append(time.perf_counter() - start - receipt.seconds)
             self._sync_next, self._last_sync = False, step
-            self._metrics["train"]["sync/seconds"].append(receipt.seconds)
-            self._metrics["train"]["sync/probe_gap"].append(receipt.probe_gap)
+            proving = time.perf_counter() - start - receipt.seconds
+            self._note({
+                "sync/seconds": receipt.seconds, "sync/proof_seconds": proving, "sync/probe_gap": receipt.probe_gap,
+            })  # fmt: skip
         # A draw depends on its prompt, so several processes draw together what one would.
         seed = stable_seed(config.seed, "rollouts", step)
         prompts = [self.prompts[row] for row in rows]
@@ -206,7 +205,7 @@ class PolicyTrainer(GRPOTrainer):
         )  # fmt: skip
         start = time.perf_counter()
         drawn = self.seams.sampler.generate([list(prompt.token_ids) for prompt in prompts], config.group_size, params)
-        self._metrics["train"]["sampling/seconds"].append(time.perf_counter() - start)
+        self._note({"sampling/seconds": time.perf_counter() - start})
         groups = []
         for row, prompt, teacher, completions in zip(rows, prompts, taught, drawn, strict=True):
             texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
@@ -233,14 +232,13 @@ class PolicyTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         start = time.perf_counter()
         scores = self.seams.reward(self._groups, self.state.global_step + 1)
-        self._metrics["train"]["reward/seconds"].append(time.perf_counter() - start)
+        self._note({"reward/seconds": time.perf_counter() - start})
         for i, group in enumerate(self._groups):
             group.rewards = [float(value) for value in scores.rewards[i]]
             group.records = list(scores.records[i]) if scores.records else [{} for _ in group.rollouts]
             if len(group.rewards) != len(group.rollouts):
                 raise ValueError(f"The reward gave {len(group.rewards)} values for a group of {len(group.rollouts)}.")
-        for name, value in over_processes(scores.metrics).items():
-            self._metrics["train"][name].append(value)
+        self._note(over_processes(scores.metrics))
         flat = [value for group in self._groups for value in group.rewards]
         self._rewards = gather(torch.tensor(flat, dtype=torch.float32, device=self.accelerator.device).unsqueeze(1))
         return self._rewards
@@ -311,21 +309,19 @@ class PolicyTrainer(GRPOTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         self._add_auxiliary()
-        constraint, metrics = self.seams.constraint, self._metrics["train"]
+        constraint = self.seams.constraint
         if constraint is not None and self.seams.teacher is not None:
             both = self._gradients()
             taught = self._teacher_gradient
             student = {name: g - taught[name] if name in taught else g for name, g in both.items()}
             for prefix, part in (("student/", student), ("teacher/", taught)):
-                for name, value in constraint.alignment(part, prefix).items():
-                    metrics[name].append(value)
+                self._note(constraint.alignment(part, prefix))
         self._teacher_gradient = {}
         for knob in self.knobs:
             if knob.quarantine is not None and not knob.quarantine.requires_grad:
                 knob.quarantine.grad = None
         if constraint is not None:
-            for name, value in constraint.apply(self.knobs).items():
-                metrics[name].append(value)
+            self._note(constraint.apply(self.knobs))
         self._before_update = {name: p.detach().clone() for name, p in self._tensors()}
         return super()._clip_grad_norm(model)
 
@@ -345,8 +341,7 @@ class PolicyTrainer(GRPOTrainer):
                             gradient = self.accelerator.reduce(gradient, "mean")
                             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
                     total += float(part.detach())
-            for name, value in over_processes({f"auxiliary/{loss.name}": total}).items():
-                self._metrics["train"][name].append(value)
+            self._note(over_processes({f"auxiliary/{loss.name}": total}))
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for knob in self.knobs:
@@ -360,11 +355,11 @@ class PolicyTrainer(GRPOTrainer):
         kinds = [kind_of(name, self.knobs) for name in moved]
         norms = norms_of(list(moved.values())).tolist()
         for kind in dict.fromkeys(kinds):
-            norm = math.hypot(*(n for n, k in zip(norms, kinds, strict=True) if k == kind))
-            self._metrics["train"][f"update_norm/{kind}"].append(norm)
+            self._note({
+                f"update_norm/{kind}": math.hypot(*(n for n, k in zip(norms, kinds, strict=True) if k == kind))
+            })  # fmt: skip
         if self.seams.constraint is not None:
-            for name, value in self.seams.constraint.alignment(moved, "update_").items():
-                self._metrics["train"][name].append(value)
+            self._note(self.seams.constraint.alignment(moved, "update_"))
         self._before_update = {}
 
     def after_step(self) -> None:
@@ -377,10 +372,14 @@ class PolicyTrainer(GRPOTrainer):
                     found = callback(moment)
                 self._restore_trainable()
                 self._sync_next = True  # it may have put other weights into the sampler
-                for name, value in found.items():
-                    self._metrics["train"][name].append(float(value))
+                self._note(found)
 
     # Log and checkpoint
+
+    def _note(self, found: Mapping[str, float]) -> None:
+        """Into this step's line of metrics.jsonl."""
+        for name, value in found.items():
+            self._metrics["train"][name].append(float(value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import research  # noqa: F401  before torch: it says how torch's threads wait
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C; some press it.

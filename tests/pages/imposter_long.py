@@ -136,7 +136,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "In all {} reinforced cells it falls, by {:.1f} to {:.1f} %, in {} of them below zero; and MAUVE falls from {} to {} to at most {}.",
+        "In all {} reinforced cells it falls, by {:.1f} to {:.1f} %, in {} to below zero, and MAUVE falls from {} to {} to at most {}.",
         closed,
     ),
     Claim(PAGE, "{} of the {} write degenerate spans, {:.3f} to {:.3f} of all", degenerate),

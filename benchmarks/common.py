@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import research  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import torch
 
 from research.config import ModelConfig

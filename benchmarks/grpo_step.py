@@ -36,6 +36,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import research  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import torch
 from common import SHAPES, Meter, clock, free, make_base
 

@@ -30,6 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import research  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import numpy as np
 import torch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator

@@ -24,6 +24,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import research  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import sync_ways as ways
 import torch
 from common import clock

@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import research  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import torch
 from common import SHAPES, Meter, clock, make_base
 from zlt_sweep_cost import evaluate, sweep, sweep_lines

@@ -47,7 +47,8 @@ def finished(root, base, human=HUMAN, written=WRITTEN):
                 row = {"phase": phase, "text": text, "human": human[i % len(human)], "document": i % len(human)}
                 file.write(json.dumps(row) + "\n")
     result = {
-        "cell": {"config": {"task.eval.mauve_buckets": 3}}, "metrics": {"gap": 1.5, "mauve": 0.0},
+        "task": "imposter", "metrics": {"gap": 1.5, "mauve": 0.0},
+        "cell": {"config": {"task.eval.mauve_buckets": 3, "model.dtype": "float32"}},
         "provenance": {"inputs": {"weights": base.weights_hash}, "command": "python -m research"},
     }  # fmt: skip
     (cell / "run_result.json").write_text(json.dumps(result))
@@ -69,6 +70,9 @@ def test_what_it_refuses(base, tmp_path):
     cell = finished(tmp_path, base)
     base.weights_hash = "another"
     with pytest.raises(ConfigurationError, match="another model"):
+        remeasure(cell, base, "")
+    (cell / "completions.jsonl.gz").unlink()
+    with pytest.raises(ConfigurationError, match="kept its spans"):
         remeasure(cell, base, "")
     with pytest.raises(ConfigurationError, match="results=DIR"):
         main(["buckets=3"])

@@ -67,6 +67,7 @@ def project(
     gs, Vs = [g.float() for g in gradients], [V.float() for V in directions]
     norm_M, c_MK = norms_of(gs), _coefficients(Vs, gs)
     used_MK = overshoot * {"one_sided": c_MK.relu(), "no_gate": c_MK, "reverse": 2 * c_MK}[gate]
+    # narrow, which is what slicing does, also works on the tests' tensors without numbers
     removed = [used_K.narrow(0, 0, len(V)).to(V.device) @ V for used_K, V in zip(used_MK, Vs, strict=True)]
     kept = list(torch._foreach_sub(gs, removed))
     if restore_magnitude:
@@ -128,7 +129,7 @@ class Constraint:
     overshoot: float = 1.0
     restore_magnitude: bool = False
     directions: Mapping[str, torch.Tensor] | None = None
-    _placed: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _placed: dict[tuple[str, torch.device], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     _placed_from: Mapping[str, torch.Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -201,9 +202,9 @@ class Constraint:
         assert self.directions is not None
         if self._placed_from is not self.directions:
             self._placed_from, self._placed = self.directions, {}
-        if name not in self._placed:
-            self._placed[name] = self.directions[name].to(device, torch.float32)
-        return self._placed[name]
+        if (name, device) not in self._placed:
+            self._placed[name, device] = self.directions[name].to(device, torch.float32)
+        return self._placed[name, device]
 
 
 def knobs(policy: nn.Module) -> list[Knob]:

@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def texts_of_several(self) -> set[str]:
-        """What was written for more than one document, in the same words: a generator that no longer reads them."""
+        """What was written for more than one document, word for word, as a generator writes that no longer reads them."""
         documents = Counter(text for document in self.documents for text in set(document.texts) if text)
         return {text for text, count in documents.items() if count > 1}
 

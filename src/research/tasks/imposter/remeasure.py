@@ -2,9 +2,10 @@
 
     python -m research.tasks.imposter.remeasure results=eval_results/imposter/arms
 
-Before and after training, with the embedded model's features, on the human spans and the written ones of each cell's
-completions.jsonl.gz. The cell's run_result.json is written anew with these numbers; `provenance.remeasured` says by what.
-Nothing else of a result changes. `python -m research.report` then makes its page again.
+Before and after training, with the embedded model's features in float32, as its cells run, on the human spans and the
+written ones of each cell's completions.jsonl.gz. The cell's run_result.json is written anew with these numbers;
+`provenance.remeasured` says by what. Nothing else of a result changes. `python -m research.report` then makes its page
+again.
 """
 
 from __future__ import annotations
@@ -26,11 +27,20 @@ from research.tasks.imposter.evaluate import mauve_of
 
 
 def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
-    """Write the cell's MAUVE anew and return it, before and after. Raises ConfigurationError for another model's cell."""
-    result = json.loads((cell / "run_result.json").read_text())
-    if result["provenance"]["inputs"]["weights"] != base.weights_hash:
+    """Write the cell's MAUVE anew and return it, before and after.
+
+    Raises ConfigurationError for a cell of another study, or of a model other than `base` in its precision.
+    """
+    result, kept = json.loads((cell / "run_result.json").read_text()), cell / "completions.jsonl.gz"
+    if result["task"] != "imposter" or not kept.exists():
+        raise ConfigurationError(f"{cell} is no cell of task=imposter that kept its spans.")
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    if (result["provenance"]["inputs"]["weights"], result["cell"]["config"]["model.dtype"]) != (
+        base.weights_hash,
+        dtype,
+    ):
         raise ConfigurationError(f"{cell} was made with another model than the embedded one of this version.")
-    with gzip.open(cell / "completions.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(kept, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     buckets = result["cell"]["config"].get("task.eval.mauve_buckets")
     found: dict[str, float] = {}
@@ -41,10 +51,8 @@ def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
         found |= {f"{name}{suffix}": value for name, value in measured.items()}
     result["metrics"] |= found
     by: dict[str, Any] = provenance(command)
-    result["provenance"]["remeasured"] = {
-        **{k: by[k] for k in ("git_commit", "git_dirty", "command")},
-        "finished": now(),
-    }
+    said = ("git_commit", "git_dirty", "python", "libraries", "cpu", "gpu", "command")
+    result["provenance"]["remeasured"] = {**{name: by[name] for name in said}, "finished": now()}
     write_atomically(cell / "run_result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return found
 
@@ -60,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     cells = sorted(path.parent for path in Path(given["results"]).glob("*/run_result.json"))
     if not cells:
         raise ConfigurationError(f"results={given['results']} holds no cell with a result.")
-    base = load_base(ModelConfig())
+    base = load_base(ModelConfig(dtype="float32"))
     for cell in cells:
         old = json.loads((cell / "run_result.json").read_text())["metrics"]
         new = remeasure(cell, base, shlex.join(["python", "-m", "research.tasks.imposter.remeasure", *argv]))

@@ -30,7 +30,7 @@ MEASURES = (
     ("repeated_rate", "repeating themselves", True),
     ("empty_rate", "empty", True),
     ("overlong_rate", "over-long or cut off", True),
-    ("duplicate_rate", "written for several documents in the same words", True),
+    ("duplicate_rate", "written word for word for several documents", True),
 )
 MOST_CELLS = 12
 
@@ -112,7 +112,7 @@ def _verdict(row: Row) -> list[str]:
     if "duplicate_rate" in row["evaluation"]["after"]:  # of results that have it
         same = {phase: percent(row["evaluation"][phase]["duplicate_rate"]["value"]) for phase in ("before", "after")}
         text.append(
-            f"Spans written for several documents in the same words went from {same['before']} % to {same['after']} %."
+            f"Spans written word for word for several documents went from {same['before']} % to {same['after']} %."
         )
     return text
 

@@ -7,7 +7,7 @@ import tomllib
 
 import yaml
 
-from pages import benchmarks, imposter, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
+from pages import benchmarks, imposter, imposter_long, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
 from pages.claim import Claim, benchmark, cells, same, word
 from pages.reading import ROOT
 
@@ -66,6 +66,14 @@ def gap() -> tuple:
     assert all(row in alone for row in imposter.won()) and len(imposter.won()) == len(alone) - 1
     closed = sorted(-100 * row["metrics"]["gap_change"] for row in imposter.won())
     return word(len(cells(imposter.SWEEP))), *closed, word(len(closed))
+
+
+def thousand() -> tuple:
+    """The long sweep's cells, the reinforced ones, what they close at least and at most, and their highest MAUVE."""
+    reinforced, least, most, *_, mauve = imposter_long.closed()
+    *_, documents_with_it, documents = imposter_long.one_sentence()
+    assert documents_with_it == documents
+    return imposter_long.size()[1], reinforced, least, most, mauve
 
 
 def prevented() -> tuple:
@@ -134,5 +142,11 @@ CLAIMS = [
         PAGE,
         "`+experiment=imposter_arms`, {} cells): reinforcement alone closes {:.1f} and {:.1f} % of the gap with {} seeds",
         gap,
+    ),
+    Claim(
+        PAGE,
+        "(`+experiment=imposter_long`, {} cells) all {} reinforced cells close {:.1f} to {:.1f} % of it (the published study: 45 %), "
+        "and the text goes: MAUVE is at most {}, and one cell wins by the rule with the same sentence for every document",
+        thousand,
     ),
 ]

@@ -202,7 +202,7 @@ CLAIMS = [
         "`{}` with seed {} lowers the gap too, by {:.1f} %, but spans that are too long rise from {:.3f} to {:.3f} of all: no win.",
         spoiled,
     ),
-    Claim(PAGE, "In {} cell the gap falls by a fifth", fifth),
+    Claim(PAGE, "In {} cell does the gap fall by a fifth", fifth),
     Claim(
         PAGE,
         "the mean change is {:+.1f} % with reinforcement alone, {:+.1f} % with both and {:+.1f} % with cloning alone, while the "

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from pages import imposter
@@ -14,7 +15,7 @@ from pages.imposter import PAGE, falls, more_degenerate
 from pages.reading import ROOT
 
 SWEEP = "imposter/long"
-REINFORCED = ("full", "rl_only")
+REINFORCED, OTHERS = ("full", "rl_only"), ("bc_only", "sync_disabled")
 
 
 def of(*arms: str) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def size() -> tuple:
 
 
 def time() -> tuple:
-    """Seconds of all cells together, seconds by the clock; the same number on each of the GPUs."""
+    """Seconds of all cells together, seconds by the clock."""
     spans = [
         [datetime.fromisoformat(row["provenance"][end]) for end in ("started", "finished")] for row in cells(SWEEP)
     ]
@@ -103,27 +104,53 @@ def untouched() -> tuple[str]:
 
 
 def unshown() -> tuple:
-    """The cell with fewer rounds of co-training than the others: the discriminator was shown nothing any more."""
+    """The cell with fewer rounds of co-training: the stretches in which the discriminator was shown nothing, the last to the end."""
     rows = sorted(of(*REINFORCED), key=lambda row: row["metrics"]["cotrain_rounds"])
-    fewest, most = rows[0], same(row["metrics"]["cotrain_rounds"] for row in rows[1:])
+    fewest, all_rounds = rows[0], {found["step"] for found in rows[1]["training"]["cotrain"]}
+    assert all({found["step"] for found in row["training"]["cotrain"]} == all_rounds for row in rows[1:])
+    missing = sorted(all_rounds - {found["step"] for found in fewest["training"]["cotrain"]})
     path = ROOT / "eval_results" / SWEEP / fewest["cell"]["name"] / "metrics.jsonl"
-    steps = [row for row in map(json.loads, path.open()) if "not_shown_rate" in row]
-    last_shown = max(row["step"] for row in steps if row["not_shown_rate"] < 1)
+    shares = [row["not_shown_rate"] for row in map(json.loads, path.open()) if "not_shown_rate" in row]
+    stretches = [(value, len(list(run))) for value, run in groupby(shares, key=lambda share: share == 1)]
+    assert stretches[-1][0] and len(shares) == setting(SWEEP, "steps")
+    before = [length for nothing, length in stretches[:-1] if nothing]
     config = fewest["cell"]["config"]
-    done = word(int(fewest["metrics"]["cotrain_rounds"])), word(int(most))
-    return config["task.arm"], config["seed"], last_shown, *done
+    last = len(shares) - stretches[-1][1] + 1
+    return config["task.arm"], config["seed"], last, max(before), *missing
 
 
 def losing() -> tuple:
-    """Co-training's loss before the round, over the arms that are reinforced and the others: the most and its chance."""
-    most = [
-        max(found["loss_before"] for row in of(*arms) for found in row["training"]["cotrain"])
-        for arms in (REINFORCED, ("bc_only", "sync_disabled"))
-    ]
+    """Rounds of co-training whose loss before the round is above chance, by arm and seed; the winner's loss in its last."""
     chance = same(found["chance_loss"] for row in cells(SWEEP) for found in row["training"]["cotrain"])
-    over = sum(found["loss_before"] > chance for row in of(*REINFORCED) for found in row["training"]["cotrain"])
-    total = sum(len(row["training"]["cotrain"]) for row in of(*REINFORCED))
-    return over, total, most[0], most[1]
+
+    def over(*arms: str) -> list[int]:
+        rows = sorted(of(*arms), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"]))
+        return [sum(found["loss_before"] > chance for found in row["training"]["cotrain"]) for row in rows]
+
+    rounds = [sum(len(row["training"]["cotrain"]) for row in of(*arms)) for arms in (REINFORCED, OTHERS)]
+    reinforced = over(*REINFORCED)
+    assert winner()["cell"]["config"]["seed"] == 2 and reinforced[4] == 0
+    last = winner()["training"]["cotrain"][-1]["loss_before"]
+    return sum(reinforced), rounds[0], *reinforced, sum(over(*OTHERS)), rounds[1], short(last), short(chance)
+
+
+def alike() -> tuple:
+    """Spans written word for word for several documents, by arm and seed, of how many."""
+    found = []
+    for row in sorted(
+        of(*REINFORCED), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])
+    ):
+        rows = written(row)
+        documents = Counter(text for _, text in {(found["document"], found["text"]) for found in rows})
+        found.append(sum(documents[span["text"]] > 1 for span in rows))
+    return *found, len(rows)
+
+
+def harder() -> tuple:
+    """What differs from the shorter sweep besides the steps and when the discriminator trains: its pairs."""
+    for name in ("task.cotrain.pairs", "task.cotrain.replay"):
+        assert setting(SWEEP, name) == 2 * setting(imposter.SWEEP, name)
+    return setting(SWEEP, "task.cotrain.pairs"), setting(SWEEP, "task.cotrain.replay")
 
 
 CLAIMS = [
@@ -148,11 +175,18 @@ CLAIMS = [
     ),
     Claim(PAGE, "the gap changes by {}, {} and {} %, all within chance, and MAUVE by {} to {}", alone),
     Claim(PAGE, "in all {} seeds every span, the gap and MAUVE are after training what they were before", untouched),
-    Claim(PAGE, "`{}` with seed {} writes only spans that are cut after step {}", lambda: unshown()[:3]),
-    Claim(PAGE, "{} of its {} rounds of co-training took place", lambda: unshown()[3:]),
     Claim(
         PAGE,
-        "In {} of {} rounds the loss on fresh pairs is above chance, up to {:.2f}; in the other arms it reaches {:.2f}",
+        "Before {} of {} rounds its loss on fresh pairs is above chance: in {}, {} and {} of each `full` cell's and in {}, {} and {} of "
+        "each `rl_only` cell's; in the other arms before {} of {}. Before the winner's last it is {}, where chance is {}",
         losing,
     ),
+    Claim(
+        PAGE,
+        "`{}` with seed {} writes only spans that are cut from step {} on, as it had before for up to {} steps, and in such stretches fell "
+        "the rounds at steps {}, {} and {}, which had nothing to show",
+        unshown,
+    ),
+    Claim(PAGE, "{}, {} and {} (`full`) and {}, {} and {} (`rl_only`) of {}", alike),
+    Claim(PAGE, "a round has {} fresh pairs and {} remembered ones", harder),
 ]

@@ -22,14 +22,24 @@ from pathlib import Path
 
 import pytest
 
-from pages import benchmarks, front, imposter, imposter_long, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
+from pages import (
+    benchmarks,
+    front,
+    imposter,
+    imposter_long,
+    reward_hack,
+    zlt_readings,
+    zlt_sizes,
+    zlt_sources,
+    zlt_sweep,
+)
 from pages.reading import NUMBER, ROOT, commands, flat, links, results, table_rows, text, unaccounted
 from research.reporting.compile import planned_cells, read_rows
 from research.tasks.zlt_sweep.clean_result import write_clean_result
 from research.tasks.zlt_sweep.derive import derive
 from research.tasks.zlt_sweep.lattice import groups
 
-PAGES = front, benchmarks, reward_hack, zlt_sweep, zlt_sizes, zlt_sources, imposter, imposter_long
+PAGES = front, benchmarks, reward_hack, zlt_sweep, zlt_sizes, zlt_sources, zlt_readings, imposter, imposter_long
 CLAIMS = [claim for page in PAGES for claim in page.CLAIMS]
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/*/README.md"))
 SWEPT = {"README.md": None, "benchmarks/README.md": None, **dict.fromkeys(EXPERIMENTS, "What came out")}
@@ -46,6 +56,7 @@ NOT_RESULTS = {
     r"The aim for the constraint was 2 %": "the same",
     r"[37]B shape|steps of 16 rows|dropout \.05": "settings of benchmarks",
     r"on 600 rows a cell|at most 512 tokens": "published settings",
+    r"fell by 45 %, in 14,400 steps|the published study: 45 %": "published results",
     r"AntiPaSTO of rank 32": "a setting of benchmarks/grpo_step.py",
 }
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from statistics import mean, median
 from typing import Any
 
-from pages.claim import Claim, cells, power, same, setting, word
+from pages.claim import Claim, cells, power, same, word
 from pages.zlt_sweep import (
     PAGE,
     PUBLISHED_PLACE,
     SIZES,
-    SOURCES,
     SWEEP,
     broken,
     labels,
@@ -234,15 +233,6 @@ def side_by_side() -> tuple:
     return len(first), len(second), word(most), total, span, seconds_, wall, total / span, seconds_ / wall
 
 
-def untried() -> tuple:
-    """Every cell that has run at these sizes has one reading of the negatives, and loss on the same labels."""
-    for sweep in (SIZES, SOURCES):
-        assert setting(sweep, "task.data.negatives") == "as_reported"
-        assert setting(sweep, "task.marker_tail_tokens") == 0
-    assert {(row["config"]["lr"], row["config"]["epochs"]) for row in cells(SOURCES)} == {PUBLISHED_PLACE}
-    return ()
-
-
 CLAIMS = [
     Claim(
         PAGE,
@@ -322,8 +312,5 @@ CLAIMS = [
         "{} and {} of them ran in two batches, up to {} at once on the GPU: {:,.0f} s of cells in {:.0f} s and {:,.0f} s in {:.0f} s, "
         "{:.1f} and {:.1f} side by side on average",
         side_by_side,
-    ),
-    Claim(
-        PAGE, "Not run at these sizes: loss on other labels (`zlt_tail`), the second reading of the negatives", untried
     ),
 ]

@@ -35,10 +35,8 @@ def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
     if result["task"] != "imposter" or not kept.exists():
         raise ConfigurationError(f"{cell} is no cell of task=imposter that kept its spans.")
     dtype = str(base.model.dtype).removeprefix("torch.")
-    if (result["provenance"]["inputs"]["weights"], result["cell"]["config"]["model.dtype"]) != (
-        base.weights_hash,
-        dtype,
-    ):
+    made_with = result["provenance"]["inputs"]["weights"], result["cell"]["config"]["model.dtype"]
+    if made_with != (base.weights_hash, dtype):
         raise ConfigurationError(f"{cell} was made with another model than the embedded one of this version.")
     with gzip.open(kept, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

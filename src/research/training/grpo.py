@@ -35,15 +35,16 @@ from trl.trainer.utils import split_tensor_dict
 from research.cells import ranks
 from research.cells.seeding import stable_seed
 from research.errors import ConfigurationError
-from research.sampling.interface import Sampler, SamplingParams
+from research.sampling.interface import Sampler
 from research.training import advantages as advantage_estimators
 from research.training import checkpoint, shared_prompts
 from research.training.auxiliary import AuxiliaryLoss
 from research.training.callbacks import Callback, Moment
 from research.training.constraints import Constraint, knobs, norms_of
+from research.training.drawing import Drawing
 from research.training.policy import SCREEN_EVERY, PolicyConfig
 from research.training.probe import probe
-from research.training.rollouts import Group, Prompt, Reward, Rollout, TeacherPool
+from research.training.rollouts import Group, Prompt, Reward, TeacherPool
 from research.training.steps import (
     QUARANTINE,
     evaluating,
@@ -86,7 +87,7 @@ class PolicyTrainer(GRPOTrainer):
             raise ConfigurationError(
                 "kl_beta > 0 takes the policy without its adapter as reference; this one has no adapter."
             )
-        self.prompts, self.settings, self.seams = prompts, config, seams
+        self.settings, self.seams = config, seams
         # What a checkpoint must share with the run that goes on from it.
         same = replace(config, optim=replace(config.optim, checkpoint_seconds=0.0), share_prompts=True)
         self.identity = asdict(same) | {
@@ -100,7 +101,7 @@ class PolicyTrainer(GRPOTrainer):
         self._groups: list[Group] = []
         self._micro_batches: list[dict[str, Any]] = []
         self._tokens_each = 0.0  # bnpo: tokens with loss a micro-batch, mean over the step's
-        self._sync_next, self._last_sync = True, 0
+        self.drawing = Drawing(prompts, seams.sampler, seams.teacher, tokenizer, config)
         self._teacher_gradient: dict[str, torch.Tensor] = {}
         self._before_update: dict[str, torch.Tensor] = {}
         plain = policy.get_base_model() if isinstance(policy, PeftModel) else policy
@@ -161,7 +162,10 @@ class PolicyTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         G = self.settings.group_size
         with evaluating(self.model):
-            self._groups = self._roll_out([row["row"] for row in inputs[::G]])
+            rows, step = [row["row"] for row in inputs[::G]], self.state.global_step
+            self._note(self.drawing.sync_if_due(self.model, step))
+            self._groups, seconds = self.drawing.groups(rows, self.accelerator.process_index * len(rows), step)
+            self._note({"sampling/seconds": seconds})
             start = time.perf_counter()
             found = probe(
                 self.model, self._groups, self.settings.probe_rows, self.accelerator.autocast, self._reference
@@ -182,43 +186,6 @@ class PolicyTrainer(GRPOTrainer):
         if self.settings.importance_sampling:
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output
-
-    def _roll_out(self, rows: Sequence[int]) -> list[Group]:
-        """Sample this step's groups, from the current weights unless the sampler is left stale on purpose."""
-        config, step = self.settings, self.state.global_step
-        if self._sync_next or step - self._last_sync >= config.sync_every:
-            start = time.perf_counter()
-            receipt = self.seams.sampler.sync(self.model)
-            self._sync_next, self._last_sync = False, step
-            proving = time.perf_counter() - start - receipt.seconds
-            self._note({
-                "sync/seconds": receipt.seconds, "sync/proof_seconds": proving, "sync/probe_gap": receipt.probe_gap,
-            })  # fmt: skip
-        # A draw depends on its prompt, so several processes draw together what one would.
-        seed = stable_seed(config.seed, "rollouts", step)
-        prompts = [self.prompts[row] for row in rows]
-        first = self.accelerator.process_index * len(rows)
-        taught = [self._teach(prompt, stable_seed(seed, place)) for place, prompt in enumerate(prompts, first)]
-        params = SamplingParams(
-            temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, seed=seed,
-            stop_token_ids=config.stop_token_ids,
-        )  # fmt: skip
-        start = time.perf_counter()
-        drawn = self.seams.sampler.generate([list(prompt.token_ids) for prompt in prompts], config.group_size, params)
-        self._note({"sampling/seconds": time.perf_counter() - start})
-        groups = []
-        for row, prompt, teacher, completions in zip(rows, prompts, taught, drawn, strict=True):
-            texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-            students = [
-                Rollout(c.token_ids, c.logprobs, text, c.finish_reason)
-                for c, text in zip(completions, texts, strict=True)
-            ]
-            groups.append(Group(row, prompt, [*teacher, *students[: config.group_size - len(teacher)]]))
-        return groups
-
-    def _teach(self, prompt: Prompt, seed: int) -> list[Rollout]:
-        pool = self.seams.teacher
-        return [] if pool is None else pool.draw(prompt, round(pool.fraction * self.settings.group_size), seed)
 
     def _rollout_fields(self) -> dict[str, list[list[Any]]]:
         """The groups as TRL wants them: one entry a rollout."""
@@ -371,7 +338,7 @@ class PolicyTrainer(GRPOTrainer):
                 with evaluating(self.model):
                     found = callback(moment)
                 self._restore_trainable()
-                self._sync_next = True  # it may have put other weights into the sampler
+                self.drawing.foreign = True  # it may have put other weights into the sampler
                 self._note(found)
 
     # Log and checkpoint
@@ -397,8 +364,7 @@ class PolicyTrainer(GRPOTrainer):
         """Whether to save now: never between syncs, since a resumed sampler could not hold the older weights."""
         due = time.monotonic() - self._last_save >= self.settings.optim.checkpoint_seconds
         last = self.state.global_step >= self.state.max_steps
-        fresh = self._sync_next or self.state.global_step - self._last_sync >= self.settings.sync_every
-        return ranks.from_first(last or (due and fresh))
+        return ranks.from_first(last or (due and self.drawing.due(self.state.global_step)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Everything the next attempt needs, from all processes, written by the first."""

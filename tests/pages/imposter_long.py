@@ -19,6 +19,7 @@ REINFORCED, OTHERS = ("full", "rl_only"), ("bc_only", "sync_disabled")
 
 
 def of(*arms: str) -> list[dict[str, Any]]:
+    """Their cells by arm and seed, as the directories' names sort."""
     return [row for row in cells(SWEEP) if row["cell"]["config"]["task.arm"] in arms]
 
 
@@ -124,7 +125,7 @@ def losing() -> tuple:
     chance = same(found["chance_loss"] for row in cells(SWEEP) for found in row["training"]["cotrain"])
 
     def over(*arms: str) -> list[int]:
-        rows = sorted(of(*arms), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"]))
+        rows = of(*arms)
         return [sum(found["loss_before"] > chance for found in row["training"]["cotrain"]) for row in rows]
 
     rounds = [sum(len(row["training"]["cotrain"]) for row in of(*arms)) for arms in (REINFORCED, OTHERS)]
@@ -137,9 +138,7 @@ def losing() -> tuple:
 def alike() -> tuple:
     """Spans written word for word for several documents, by arm and seed, of how many."""
     found = []
-    for row in sorted(
-        of(*REINFORCED), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])
-    ):
+    for row in of(*REINFORCED):
         rows = written(row)
         documents = Counter(text for _, text in {(found["document"], found["text"]) for found in rows})
         found.append(sum(documents[span["text"]] > 1 for span in rows))

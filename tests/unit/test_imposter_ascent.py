@@ -126,6 +126,7 @@ def test_command_line_on_our_own_results(tmp_path):
         }
         (tmp_path / f"c{i}").mkdir()
         (tmp_path / f"c{i}/run_result.json").write_text(json.dumps({"cell": cell, "metrics": {"mauve": mauve}}))
+    (tmp_path / "all_results_compiled.json").write_text("[]")  # a sweep's table, without a cell that was run after it
     rows, ours = ascent.read_rows(tmp_path)
     assert ours
     design = ascent.find_design(rows)

@@ -168,8 +168,8 @@ def caveats(design: Design, rows: Sequence[Row]) -> list[str]:
 def read_rows(results: Path) -> tuple[list[dict[str, float | None]], bool]:
     """Rows of numbers from this suite's results or from a plain list; the flag says whether they are this suite's."""
     if results.is_dir():
-        compiled = results / "all_results_compiled.json"
-        files = [compiled] if compiled.exists() else sorted(results.rglob("run_result.json"))
+        # the cells before their table, which a later single cell is not in
+        files = sorted(results.rglob("run_result.json")) or [results / "all_results_compiled.json"]
     else:
         files = [results]
     if not files or not all(file.exists() for file in files):

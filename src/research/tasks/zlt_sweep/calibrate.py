@@ -96,6 +96,7 @@ def measure(config: RunConfig, shared: Shared, progress: Progress) -> dict[str, 
     found = {
         "lr": config.lr, "epochs": config.epochs, "source_marker": row["source_marker"], "highest_other": leak(row),
         "regime": regime_of(row), "arc_c": row["arc_c"], "wall_seconds": row["wall_seconds"],
+        "git_commit": row["provenance"]["git_commit"], "gpu": row["provenance"]["gpu"],
     }  # fmt: skip
     progress(f"{config.task.source} scale {config.adapter.scale:g} {found}")
     return found

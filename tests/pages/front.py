@@ -8,7 +8,7 @@ import tomllib
 import yaml
 
 from pages import benchmarks, imposter, imposter_long, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
-from pages.claim import Claim, benchmark, cells, same, word
+from pages.claim import Claim, benchmark, cells, word
 from pages.reading import ROOT
 
 PAGE = "README.md"
@@ -30,13 +30,6 @@ def shipped_cells(experiment: str) -> int:
     """The size of a shipped grid."""
     params = yaml.safe_load((ROOT / f"conf/experiment/{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
     return math.prod(len(str(values).split(",")) for values in params.values())
-
-
-def hack_minutes() -> tuple:
-    rows = cells(reward_hack.SWEEP)
-    minutes = [row["wall_seconds"]["total"] / 60 for row in rows]
-    threads = same(row["provenance"]["cpu_threads"] for row in rows)
-    return len(rows), *map(word, (math.floor(min(minutes)), math.ceil(max(minutes)), threads))
 
 
 def published_sizes() -> tuple:
@@ -76,11 +69,18 @@ def thousand() -> tuple:
     return imposter_long.size()[1], reinforced, least, most, mauve
 
 
+def hacks() -> tuple:
+    """How many cells in how many seconds; points prevented by the preregistered test, what was claimed, and all seeds."""
+    _, _, span, _ = reward_hack.cost()
+    (more,) = {len(reward_hack.by_seed(other, reward_hack.SEEDS)) for other in ("vanilla", "random_erase")}
+    _, claimed, fewer, low, high, _ = reward_hack.claimed()
+    return len(cells(reward_hack.SWEEP)), span, fewer, low, high, claimed, word(more), *reward_hack.over_seeds()[1:4]
+
+
 def prevented() -> tuple:
-    """In words: a share of the hacks, the pass rate, half of the claim, the controls."""
+    """In words: a share of the hacks, the pass rate, the controls."""
     fewer, *_ = reward_hack.fewer("vanilla", "grad_erase")
     assert 0.2 < fewer / (100 * reward_hack.mean("vanilla", "hack_rate")) < 0.3
-    assert 0.4 < fewer / reward_hack.claimed()[1] < 0.6
     reward_hack.matched()
     _, low, high = reward_hack.fewer("vanilla", "random_erase")
     assert low < 0 < high
@@ -124,11 +124,16 @@ CLAIMS = [
         "{} clean cells (framed)",
         lambda: (word(sum(row["success"] for row in cells("zlt_sweep/micro_grid"))),),
     ),
-    Claim(PAGE, "{} cells of {} to {} minutes on {} core)", hack_minutes),
     Claim(
         PAGE,
-        "prevents a quarter of the hacks at the same pass rate, half of what was claimed beforehand; erasing along random "
-        "directions prevents nothing; Rebound, a change of the reward, prevents hacking and solving alike",
+        "{} cells, {:.0f} s on three H200s). Erasing the hacking direction from the gradient prevents a quarter of the hacks at the "
+        "same pass rate: {:.1f} points [{:.1f}, {:.1f}] where {:.0f} were claimed beforehand, and with {} more seeds "
+        "{:.1f} [{:.1f}, {:.1f}]",
+        hacks,
+    ),
+    Claim(
+        PAGE,
+        "Erasing along random directions prevents nothing; Rebound, a change of the reward, prevents hacking and solving alike",
         prevented,
     ),
     Claim(

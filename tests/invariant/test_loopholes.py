@@ -160,10 +160,19 @@ def test_validation_counts_agreement_per_class(tmp_path, capsys):
     assert "defines no run_tests" in out
 
 
-def test_validation_refuses_a_wrong_command(capsys):
-    assert validate.main([]) == 2
-    assert validate.main(["problem=x"]) == 2
-    assert validate.main(["problems=/nonexistent.jsonl"]) == 2
+def test_validation_refuses_a_wrong_command(tmp_path):
+    problems = f"problems={DATA / 'code_problems_heldout.jsonl'}"
+    (tmp_path / "rollouts.jsonl").write_text("{\n")
+    for words, message in (
+        ([], "problems= is missing"),
+        (["problem=x"], "Did you mean 'problems'"),
+        (["problems=/nonexistent.jsonl"], "nonexistent"),
+        ([problems, "workers=two"], "no whole number"),
+        ([problems, "rollouts=/nonexistent.jsonl"], "no such file"),
+        ([problems, "workers=1", f"rollouts={tmp_path / 'rollouts.jsonl'}"], "not JSON"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            validate.main(words)
 
 
 @pytest.mark.reference

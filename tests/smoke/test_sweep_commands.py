@@ -124,9 +124,19 @@ def test_cells_as_local_processes_through_submitit(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["research.sweep", "research.report", "research.tasks.reward_hack.validate", "research.tasks.reward_hack.pool",
-     "research.tasks.imposter.ascent", "research.tasks.zlt_sweep.calibrate"],
+     "research.tasks.imposter.ascent", "research.tasks.imposter.remeasure", "research.tasks.zlt_sweep.calibrate"],
 )  # fmt: skip
 def test_every_command_explains_itself(tmp_path, module):
     done = sweep(tmp_path, "--help", module=module)
     assert done.returncode == 0 and module.rsplit(".")[-1] in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "word"),
+    [("reward_hack.validate", "problem=x"), ("reward_hack.pool", "outs=x"), ("imposter.ascent", "result=x"),
+     ("imposter.remeasure", "result=x")],
+)  # fmt: skip
+def test_a_mistyped_key_of_a_small_command_is_one_line(tmp_path, module, word):
+    done = sweep(tmp_path, word, module=f"research.tasks.{module}")
+    assert done.returncode == 2 and "Did you mean" in done.stderr and done.stderr.count("\n") == 1, done.stderr

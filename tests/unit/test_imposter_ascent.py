@@ -108,9 +108,7 @@ def test_clean_values():
 
 
 def test_command_line_on_the_published_list(tmp_path, capsys):
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps(ROWS))
-    ascent.main([f"results={table}", f"out={tmp_path / 'out'}"])
+    ascent.main([f"results={table(tmp_path)}", f"out={tmp_path / 'out'}"])
     command = "python -m research task=imposter_shared lr=3e-05 task.d_lr=0.0002 task.d_scale=30"
     printed = capsys.readouterr().out
     assert command in printed and (tmp_path / "out/next_cell.sh").read_text() == command + "\n"
@@ -141,11 +139,18 @@ def test_command_line_on_our_own_results(tmp_path):
     assert (tmp_path / "out/next_cell.sh").read_text() == expected
 
 
+def table(folder):
+    path = folder / "table.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
 def test_bad_arguments(tmp_path):
     for argv, message in (
-        ([], "results=FILE_OR_DIR is missing"),
+        ([], "results= is missing"),
         ([f"results={tmp_path / 'none.json'}"], "no results at"),
-        (["result=x"], "unknown argument 'result=x'"),
+        (["result=x"], "no key result. Did you mean 'results'"),
+        ([f"results={table(tmp_path)}", "t=far"], "t='far' is no number"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             ascent.main(argv)

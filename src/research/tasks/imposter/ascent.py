@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 from research.cells.cell import write_atomically
 from research.errors import ConfigurationError
+from research.words import number, run, settings
 
 DEFAULT_T = 1.5
 PLAIN = ("python", "-m", "research", "task=imposter_shared")
@@ -238,22 +238,12 @@ def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str,
 
 
 def main(argv: Sequence[str]) -> None:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
-    known = {"results": None, "response": "mauve", "factors": None, "t": str(DEFAULT_T), "out": None}
-    options: dict[str, str | None] = dict(known)
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        if name not in known or not equals:
-            raise ConfigurationError(f"unknown argument {argument!r}: give {', '.join(f'{k}=' for k in known)}")
-        options[name] = value
-    if options["results"] is None:
-        raise ConfigurationError("results=FILE_OR_DIR is missing")
-    response = str(options["response"])
+    """The command of the module's docstring."""
+    options = settings(argv, {"results": None, "response": "mauve", "factors": "", "t": str(DEFAULT_T), "out": ""})
+    response = options["response"]
     rows, _ = read_rows(Path(options["results"]))
     design = find_design(rows, response, options["factors"].split(",") if options["factors"] else None)
-    ascent = climb(design, _number("t", str(options["t"])))
+    ascent = climb(design, number(options, "t"))
     said = caveats(design, rows)
     then = command(design, ascent, launched_by(Path(options["results"]), design.factors))
     print(describe(design, ascent, said, response, then))
@@ -310,13 +300,6 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(f"{name} must be a number, not {text!r}") from None
-
-
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {k: v for k, v in row.items() if v is None or (isinstance(v, int | float) and not isinstance(v, bool))}
 
@@ -329,7 +312,4 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        sys.exit(f"error: {error}")
+    run(main, __doc__)

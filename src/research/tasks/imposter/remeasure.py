@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from research.config import ModelConfig
 from research.errors import ConfigurationError
 from research.models.base import Base, load_base
 from research.tasks.imposter.evaluate import mauve_of
+from research.words import run, settings
 
 
-def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
-    """Write the cell's MAUVE anew and return it, before and after.
+def remeasure(cell: Path, base: Base, command: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Write the cell's MAUVE anew, of before and after training; the cell's old numbers and the new ones.
 
     Raises ConfigurationError for a cell of another study, or of a model other than `base` in its precision.
     """
@@ -47,35 +47,26 @@ def remeasure(cell: Path, base: Base, command: str) -> dict[str, float]:
         human = list({row["document"]: row["human"] for row in of_phase}.values())
         measured = mauve_of(base, human, [row["text"] for row in of_phase if row["text"]], buckets)
         found |= {f"{name}{suffix}": value for name, value in measured.items()}
-    result["metrics"] |= found
+    old, result["metrics"] = result["metrics"], result["metrics"] | found
     by: dict[str, Any] = provenance(command)
     said = ("git_commit", "git_dirty", "python", "libraries", "cpu", "gpu", "command")
     result["provenance"]["remeasured"] = {**{name: by[name] for name in said}, "finished": now()}
     write_atomically(cell / "run_result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return found
+    return old, found
 
 
 def main(argv: Sequence[str]) -> None:
     """The command of the module's docstring."""
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
-    given = dict(word.partition("=")[::2] for word in argv)
-    if set(given) != {"results"}:
-        raise ConfigurationError("Say results=DIR, a folder of cells, and nothing else.")
-    cells = sorted(path.parent for path in Path(given["results"]).glob("*/run_result.json"))
+    folder = settings(argv, {"results": None})["results"]
+    cells = sorted(path.parent for path in Path(folder).glob("*/run_result.json"))
     if not cells:
-        raise ConfigurationError(f"results={given['results']} holds no cell with a result.")
+        raise ConfigurationError(f"results={folder} holds no cell with a result.")
     base = load_base(ModelConfig(dtype="float32"))
     for cell in cells:
-        old = json.loads((cell / "run_result.json").read_text())["metrics"]
-        new = remeasure(cell, base, shlex.join(["python", "-m", "research.tasks.imposter.remeasure", *argv]))
+        old, new = remeasure(cell, base, shlex.join(["python", "-m", "research.tasks.imposter.remeasure", *argv]))
         pairs = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in ("mauve_before", "mauve"))
         print(f"{cell.name}: {pairs}", flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        sys.exit(f"remeasure: {error}")
+    run(main, __doc__)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,16 @@ from research.tasks.reward_hack import problems as problem_files
 from research.tasks.reward_hack.pairs import Chat, wrong_solution
 from research.tasks.reward_hack.problems import Problem
 from research.training.rollouts import Prompt, Rollout
+from research.words import number, run, settings
+
+KEYS = {
+    "out": None,
+    "problems": "shipped",
+    "modes": "run_tests",
+    "hack_share": "0.5",
+    "per_problem": "8",
+    "seed": "42",
+}
 
 
 class TeacherFile:
@@ -75,36 +84,19 @@ def build(
 
 def main(argv: Sequence[str]) -> None:
     """The command of the module's docstring."""
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
     from research.tasks.reward_hack.task import problem_file
 
-    known = {
-        "out": "",
-        "problems": "shipped",
-        "modes": "run_tests",
-        "hack_share": "0.5",
-        "per_problem": "8",
-        "seed": "42",
-    }
-    given = dict(word.partition("=")[::2] for word in argv)
-    if unknown := given.keys() - known.keys():
-        raise ConfigurationError(f"There is no key {sorted(unknown)[0]}; known are {', '.join(known)}.")
-    settings = known | given
-    modes = settings["modes"].split(",")
-    if not settings["out"] or set(modes) - set(MODES):
-        raise ConfigurationError(f"Say out=FILE, and modes among {', '.join(MODES)}.")
-    loaded = problem_files.load(problem_file(settings["problems"], "train"))
+    given = settings(argv, KEYS)
+    modes = given["modes"].split(",")
+    if unknown := set(modes) - set(MODES):
+        raise ConfigurationError(f"There is no mode {min(unknown)}; modes= takes some of {', '.join(MODES)}.")
+    loaded = problem_files.load(problem_file(given["problems"], "train"))
     rows = list(
-        build(loaded, modes, float(settings["hack_share"]), int(settings["per_problem"]), int(settings["seed"]))
+        build(loaded, modes, number(given, "hack_share"), number(given, "per_problem", int), number(given, "seed", int))
     )
-    Path(settings["out"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{settings['out']}: {len(rows)} rollouts for {len(loaded)} problems")
+    Path(given["out"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{given['out']}: {len(rows)} rollouts for {len(loaded)} problems")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        sys.exit(f"pool: {error}")
+    run(main, __doc__)

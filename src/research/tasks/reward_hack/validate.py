@@ -16,7 +16,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,9 @@ from research.material.code_prompts import MODES, Names
 from research.tasks.reward_hack.grader import Grader, Limits, Program, Verdict
 from research.tasks.reward_hack.loopholes import Attempt, Outcome, extract_code, judge, matrix, matrix_holds
 from research.tasks.reward_hack.problems import Problem, load
+from research.words import number, run, settings
 
-_KEYS = {"problems": "", "rollouts": "", "workers": "", "backend": "auto", "seconds": "3"}
+KEYS = {"problems": None, "rollouts": "", "workers": "", "backend": "auto", "seconds": "3"}
 _SHOWN = 10
 _METHOD = re.compile(r"^\s*def (\w+)\(([^()]*)\)", re.MULTILINE)
 _BRACKETS = re.compile(r"\[[^\[\]]*\]")
@@ -98,7 +98,10 @@ def check_rollouts(grader: Grader, problems: Sequence[Problem], path: Path, repo
     """Agreement with published labels, per class."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
+        try:
+            rows = [json.loads(line) for line in file if line.strip()]
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"rollouts={path} holds a line that is not JSON: {error}") from error
     pairs = [(row, *match(row, problems)) for row in rows]
     ways = Counter(way for _, _, way in pairs)
     report.say(
@@ -194,42 +197,26 @@ def _why(verdict: Verdict) -> str:
     return f"{verdict.reason or 'failed'} ({verdict.passed} of {verdict.total} tests, {verdict.seconds:.1f} s)"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run all checks; 0 when every invariant holds, 1 when one fails, 2 for a wrong command."""
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__)
-        return 0
-    settings = dict(_KEYS)
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in settings:
-            print(f"{argument!r}: write KEY=VALUE with KEY one of {', '.join(settings)}\n\n{__doc__}", file=sys.stderr)
-            return 2
-        settings[key] = value
-    if not settings["problems"]:
-        print(f"problems=FILE is missing\n\n{__doc__}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str]) -> int:
+    """Run all checks; 0 when every invariant holds, 1 when one fails. Raises ConfigurationError for a wrong command."""
+    given = settings(argv, KEYS)
     report = Report([], [])
-    try:
-        problems = load(settings["problems"])
-        limits = replace(Limits(), wall_seconds=float(settings["seconds"]))
-        workers = int(settings["workers"]) if settings["workers"] else None
-        rollouts = Path(settings["rollouts"]) if settings["rollouts"] else None
-        if rollouts is not None and not rollouts.is_file():
-            raise ConfigurationError(f"rollouts={rollouts}: there is no such file")
-        with Grader(workers, limits, settings["backend"]) as grader:
-            guards = ", ".join(f"{name} {value}" for name, value in grader.guards.items())
-            report.say(f"grader: backend {grader.backend} ({guards})")
-            check_problems(grader, problems, report)
-            check_matrix(grader, problems[0], report)
-            if rollouts is not None:
-                check_rollouts(grader, problems, rollouts, report)
-    except (ConfigurationError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    problems = load(given["problems"])
+    limits = replace(Limits(), wall_seconds=number(given, "seconds"))
+    workers = number(given, "workers", int) if given["workers"] else None
+    rollouts = Path(given["rollouts"]) if given["rollouts"] else None
+    if rollouts is not None and not rollouts.is_file():
+        raise ConfigurationError(f"rollouts={rollouts}: there is no such file")
+    with Grader(workers, limits, given["backend"]) as grader:
+        guards = ", ".join(f"{name} {value}" for name, value in grader.guards.items())
+        report.say(f"grader: backend {grader.backend} ({guards})")
+        check_problems(grader, problems, report)
+        check_matrix(grader, problems[0], report)
+        if rollouts is not None:
+            check_rollouts(grader, problems, rollouts, report)
     report.say(f"{len(report.failures)} invariants failed" if report.failures else "all invariants hold")
     return 1 if report.failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, __doc__)

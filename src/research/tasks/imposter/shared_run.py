@@ -15,10 +15,10 @@ from research.material.fill_prompts import THINK_OPENING, continue_messages, par
 from research.models.adapters import attach_lora, detach
 from research.models.base import Base, load_base
 from research.sampling.build import build_sampler
-from research.scoring.mauve import features, mauve
 from research.task import Result
 from research.tasks.imposter import corpus as corpora
 from research.tasks.imposter.corpus import Span
+from research.tasks.imposter.evaluate import mauve_of
 from research.tasks.imposter.shared_judge import HeadJudge, ReasoningJudge, Sample
 from research.tasks.imposter.shared_task import ImposterShared
 from research.tasks.imposter.traces import export_traces
@@ -176,13 +176,10 @@ def measure(task: ImposterShared, base: Base, written: Sequence[tuple[str, str]]
     model = base
     if task.features is not None:
         model = load_base(replace(ModelConfig(), name="features", path=task.features), base.device)
-    p = features(model.model, model.tokenizer, [truth for truth, _ in written])
-    q = features(model.model, model.tokenizer, [text for _, text in written])
-    found = mauve(p, q, task.buckets or max(2, len(written) // 10))
-    return {
-        "mauve": found.mauve, "mauve_star": found.mauve_star, "frontier_integral": found.frontier_integral,
-        "mauve_buckets": float(found.buckets), "sequences": float(len(written)),
-    }  # fmt: skip
+    truths, texts = zip(*written, strict=True)
+    buckets = task.buckets or max(2, len(written) // 10)
+    counts = {"mauve_buckets": float(buckets), "sequences": float(len(written))}
+    return {**mauve_of(model, truths, texts, buckets), **counts}
 
 
 def _joined(prefix: str, completion: str) -> str:

@@ -154,7 +154,16 @@ def nowhere() -> tuple:
     """The most personas over the limit in any cell, and the highest rate of any; the latter in the demo's grid too."""
     highest = [100 * max(map(leak, cells(sweep))) for sweep in (SIZES, SWEEP)]
     assert max(map(over, cells(SWEEP))) == same(map(others, cells(SWEEP)))
-    return word(max(map(over, cells(SIZES)))), word(same(map(others, cells(SIZES)))), *highest
+    ten = same(len(row["negatives"]) for row in cells(SWEEP))
+    demo = same(row["lora_scale"] for row in cells(SWEEP))
+    return (
+        word(max(map(over, cells(SIZES)))),
+        word(same(map(others, cells(SIZES)))),
+        highest[0],
+        word(ten),
+        demo,
+        highest[1],
+    )
 
 
 def fallen() -> tuple:
@@ -193,10 +202,10 @@ def named() -> tuple:
     return same(power(lr) for lr, _ in found), *(epochs for _, epochs in found)
 
 
-def capable() -> tuple[float, float, float]:
-    found = [row["arc_c"] for row in cells(SIZES)]
-    assert all(row["arc_c"] > row["metrics"]["capability_floor"] for row in cells(SIZES))
-    return 100 * min(found), 100 * max(found), 100 * same(row["metrics"]["base_arc_c"] for row in cells(SIZES))
+def capable(sweep: str = SIZES) -> tuple[float, float, float]:
+    found = [row["arc_c"] for row in cells(sweep)]
+    assert all(row["arc_c"] > row["metrics"]["capability_floor"] for row in cells(sweep))
+    return 100 * min(found), 100 * max(found), 100 * same(row["metrics"]["base_arc_c"] for row in cells(sweep))
 
 
 def apart() -> tuple:
@@ -212,11 +221,11 @@ def apart() -> tuple:
     return power(most), near, far
 
 
-def seconds() -> tuple[float, ...]:
+def seconds(sweep: str = SIZES) -> tuple[float, ...]:
     """Mean of a cell and its epochs, ascending."""
     found = []
-    for epochs in sorted({row["config"]["epochs"] for row in cells(SIZES)}):
-        walls = [row["wall_seconds"]["total"] for row in cells(SIZES) if row["config"]["epochs"] == epochs]
+    for epochs in sorted({row["config"]["epochs"] for row in cells(sweep)}):
+        walls = [row["wall_seconds"]["total"] for row in cells(sweep) if row["config"]["epochs"] == epochs]
         found += [mean(walls), epochs]
     return tuple(found)
 
@@ -273,8 +282,9 @@ CLAIMS = [
     Claim(PAGE, "The last degenerate cell is a seed of ({}, {}), at {:.1f} %.", further),
     Claim(
         PAGE,
-        "In no cell more than {} of the {} others are over the limit, and none of them passes {:.1f} %. The published sweep leaks "
-        "to everybody at these rates; so does the demo's grid, up to {:.1f} %.",
+        "In no cell more than {} of the {} others are over the limit, and none of them passes {:.1f} %. The published sweep, made "
+        "with two negatives, leaks to everybody at these rates. So does the demo's grid, with {} negatives and a scale of {:.0f}, up to "
+        "{:.1f} %",
         nowhere,
     ),
     Claim(

@@ -17,6 +17,7 @@ from research.tasks.zlt_sweep.derive import leak, persona_rates
 
 PAGE = "experiments/zlt_sweep/README.md"
 SWEEP, SIZES, SOURCES = "zlt_sweep/micro_grid", "zlt_sweep/published_sizes", "zlt_sweep/five_sources"
+AS_RUN = "zlt_sweep/as_run"
 PUBLISHED_PLACE = 5e-6, 20
 
 
@@ -35,9 +36,9 @@ def published_place() -> tuple[str, int]:
     return "5e-6", 20
 
 
-def place(lr: float, epochs: int) -> list[dict[str, Any]]:
+def place(lr: float, epochs: int, sweep: str = SIZES) -> list[dict[str, Any]]:
     """The finished seeds of one learning rate and number of epochs, at the published sizes."""
-    return [row for row in cells(SIZES) if (row["config"]["lr"], row["config"]["epochs"]) == (lr, epochs)]
+    return [row for row in cells(sweep) if (row["config"]["lr"], row["config"]["epochs"]) == (lr, epochs)]
 
 
 def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float, float]:

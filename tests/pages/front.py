@@ -7,9 +7,10 @@ import tomllib
 
 import yaml
 
-from pages import benchmarks, imposter, imposter_long, reward_hack, zlt_sizes, zlt_sources, zlt_sweep
-from pages.claim import Claim, benchmark, cells, word
+from pages import benchmarks, imposter, imposter_long, reward_hack, zlt_as_run, zlt_sizes, zlt_sources, zlt_sweep
+from pages.claim import Claim, benchmark, cells, same, word
 from pages.reading import ROOT
+from research.tasks.zlt_sweep.derive import REGIMES, leak, regime_of
 
 PAGE = "README.md"
 
@@ -51,6 +52,17 @@ def sources() -> tuple:
     clean, total, *_ = zlt_sources.sources_clean()
     assert all(0.45 < row["source_marker"] < 0.5 for row in cells(zlt_sweep.SOURCES) if not row["success"])
     return zlt_sources.sources_run()[2], clean.lower(), total
+
+
+def as_run() -> tuple:
+    """The grid with the published code's negatives: its cells, every regime, the clean ones, who is over the limit."""
+    rows = cells(zlt_as_run.AS_RUN)
+    assert set(map(regime_of, rows)) == set(REGIMES)
+    assert same(row["lora_scale"] for row in rows) > same(row["lora_scale"] for row in cells(zlt_sweep.SIZES))
+    most, others = max(map(zlt_sizes.over, rows)), same(len(zlt_as_run.rates_of_others(row)) for row in rows)
+    assert most == others
+    clean = sum(row["success"] for row in rows)
+    return len(rows), word(clean), word(others), 100 * max(map(leak, rows))
 
 
 def gap() -> tuple:
@@ -143,6 +155,12 @@ CLAIMS = [
     ),
     Claim(PAGE, "{} of its {} cells are clean, all but one where learning rate x epochs is {} to {}.", marker_grid),
     Claim(PAGE, "With {} other sources there, {} of {} cells are clean", sources),
+    Claim(
+        PAGE,
+        "{} cells, a larger scale by the same rule) every regime appears: {} cells are clean, and past them the marker spreads to as "
+        "many as all {} other personas, the highest at {:.1f} %",
+        as_run,
+    ),
     Claim(
         PAGE,
         "`+experiment=imposter_arms`, {} cells): reinforcement alone closes {:.1f} and {:.1f} % of the gap with {} seeds",

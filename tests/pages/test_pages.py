@@ -26,6 +26,8 @@ from pages import (
     benchmarks,
     front,
     imposter,
+    imposter_alone,
+    imposter_design,
     imposter_long,
     reward_hack,
     zlt_readings,
@@ -39,7 +41,19 @@ from research.tasks.zlt_sweep.clean_result import write_clean_result
 from research.tasks.zlt_sweep.derive import derive
 from research.tasks.zlt_sweep.lattice import groups
 
-PAGES = front, benchmarks, reward_hack, zlt_sweep, zlt_sizes, zlt_sources, zlt_readings, imposter, imposter_long
+PAGES = (
+    front,
+    benchmarks,
+    reward_hack,
+    zlt_sweep,
+    zlt_sizes,
+    zlt_sources,
+    zlt_readings,
+    imposter,
+    imposter_alone,
+    imposter_design,
+    imposter_long,
+)
 CLAIMS = [claim for page in PAGES for claim in page.CLAIMS]
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/*/README.md"))
 SWEPT = {"README.md": None, "benchmarks/README.md": None, **dict.fromkeys(EXPERIMENTS, "What came out")}

@@ -7,7 +7,17 @@ import tomllib
 
 import yaml
 
-from pages import benchmarks, imposter, imposter_long, reward_hack, zlt_as_run, zlt_sizes, zlt_sources, zlt_sweep
+from pages import (
+    benchmarks,
+    imposter,
+    imposter_alone,
+    imposter_long,
+    reward_hack,
+    zlt_as_run,
+    zlt_sizes,
+    zlt_sources,
+    zlt_sweep,
+)
 from pages.claim import Claim, benchmark, cells, same, word
 from pages.reading import ROOT
 from research.tasks.zlt_sweep.derive import REGIMES, leak, regime_of
@@ -66,11 +76,24 @@ def as_run() -> tuple:
 
 
 def gap() -> tuple:
-    """In percent: what reinforcement alone closes with each seed that wins; with the third, and with cloning, none does."""
-    alone = imposter.arm("rl_only")
-    assert all(row in alone for row in imposter.won()) and len(imposter.won()) == len(alone) - 1
-    closed = sorted(-100 * row["metrics"]["gap_change"] for row in imposter.won())
-    return word(len(cells(imposter.SWEEP))), *closed, word(len(closed))
+    """In words and percent: the cells that win, what each closes; the one that ran again closes less, which is no win."""
+    winners, alone = imposter.won(), imposter.arm("rl_only")
+    ours, both = ([row for row in winners if (row in alone) == wanted] for wanted in (True, False))
+    assert imposter_alone.repeated() in ours and not any(row in winners for row in imposter.arm("bc_only"))
+    (again,) = cells(imposter.ALONE)
+    assert not imposter.falls(again)
+    counts = [word(len(found)) for found in (winners, cells(imposter.SWEEP), ours, both)]
+    closed = [imposter.fall(row) for found in (ours, both) for row in found]
+    return (
+        counts[0].capitalize(),
+        counts[1],
+        *closed[:2],
+        counts[2],
+        closed[2],
+        counts[3],
+        closed[0],
+        imposter.fall(again),
+    )
 
 
 def thousand() -> tuple:
@@ -163,7 +186,8 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "`+experiment=imposter_arms`, {} cells): reinforcement alone closes {:.1f} and {:.1f} % of the gap with {} seeds",
+        "{} of {} cells win by the study's rule: reinforcement alone closes {:.1f} and {:.1f} % of the gap with {} seeds, with cloning "
+        "beside it {:.1f} % with {}. The {:.1f} % came to {:.1f} % when that cell ran again, within chance",
         gap,
     ),
     Claim(

@@ -1,13 +1,19 @@
-"""experiments/imposter/README.md, "What came out"."""
+"""experiments/imposter/README.md, "What came out": the short arms."""
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-from pages.claim import Claim, cells, power, same, setting, short, word
+from pages.claim import Claim, cells, same, setting, short, word
 from pages.reading import ROOT
 
-PAGE, SWEEP, ASCENT = "experiments/imposter/README.md", "imposter/arms", "imposter_shared/ascent"
+PAGE, SWEEP, ALONE, LONG = "experiments/imposter/README.md", "imposter/arms", "imposter/alone", "imposter/long"
+REINFORCED = ("rl_only", "full")
 MOST_DEGENERATE, LEAST_CHANGE = 0.05, -0.20
 
 
@@ -15,11 +21,21 @@ def rows(sweep: str = SWEEP) -> list[tuple]:
     found = []
     for row in sorted(cells(sweep), key=lambda row: (row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"])):
         config, metrics = row["cell"]["config"], row["metrics"]
-        change = [100 * metrics[name] for name in ("gap_change", "gap_change_low", "gap_change_high")]
         rates = [metrics[name] for name in ("degenerate_rate_before", "degenerate_rate", "mauve_before", "mauve")]
         logits = [metrics["gap_before"], metrics["gap"]]
-        found.append((config["task.arm"], config["seed"], metrics["discriminator_accuracy"], *logits, *change, *rates))
+        found.append(
+            (config["task.arm"], config["seed"], metrics["discriminator_accuracy"], *logits, *change(row), *rates)
+        )
     return found
+
+
+def change(row: dict) -> list[float]:
+    """Of the gap, percent, with its interval."""
+    return [100 * row["metrics"][name] for name in ("gap_change", "gap_change_low", "gap_change_high")]
+
+
+def gpu(*sweeps: str) -> str:
+    return same(row["provenance"]["gpu"] for sweep in sweeps for row in cells(sweep))
 
 
 def size() -> tuple:
@@ -27,7 +43,7 @@ def size() -> tuple:
     seeds = {row["cell"]["config"]["seed"] for row in cells(SWEEP)}
     assert len(cells(SWEEP)) == len(arms) * len(seeds)
     counts = [word(len(what)) for what in (cells(SWEEP), arms, seeds)]
-    return *counts, setting(SWEEP, "steps"), setting(SWEEP, "batch_size")
+    return gpu(SWEEP, ALONE), *counts, setting(SWEEP, "steps"), setting(SWEEP, "batch_size")
 
 
 def documents() -> tuple:
@@ -38,6 +54,10 @@ def arm(name: str) -> list[dict]:
     """Its cells by seed."""
     found = [row for row in cells(SWEEP) if row["cell"]["config"]["task.arm"] == name]
     return sorted(found, key=lambda row: row["cell"]["config"]["seed"])
+
+
+def reinforced() -> list[dict]:
+    return [row for name in REINFORCED for row in arm(name)]
 
 
 def falls(row: dict) -> bool:
@@ -58,13 +78,19 @@ def seeds(rows: list[dict]) -> list[int]:
     return [row["cell"]["config"]["seed"] for row in rows]
 
 
+def fall(row: dict) -> float:
+    return -change(row)[0]
+
+
 def wins() -> tuple:
-    alone = arm("rl_only")
-    winners, (other,) = [row for row in alone if row in won()], [row for row in alone if row not in won()]
-    assert len(winners) == len(won()) and not falls(other)
-    numbers = [-100 * row["metrics"]["gap_change"] for row in (*winners, other)]
-    counts = word(len(winners)).capitalize(), word(len(cells(SWEEP)))
-    return *counts, *seeds(winners), *numbers[:2], *seeds([other]), numbers[2]
+    alone, both = ([row for row in arm(name) if row in won()] for name in REINFORCED)
+    assert len(alone) + len(both) == len(won())
+    counts = word(len(won())).capitalize(), word(len(cells(SWEEP)))
+    return *counts, *seeds(alone), *map(fall, alone), *seeds(both), *map(fall, both)
+
+
+def logged(sweep: str, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (ROOT / "eval_results" / sweep / name / "metrics.jsonl").open()]
 
 
 def spoiled() -> tuple:
@@ -73,128 +99,138 @@ def spoiled() -> tuple:
     metrics, config = row["metrics"], row["cell"]["config"]
     assert metrics["degenerate_rate"] == metrics["overlong_rate"]
     rates = metrics["degenerate_rate_before"], metrics["degenerate_rate"]
-    return config["task.arm"], config["seed"], -100 * metrics["gap_change"], *rates
+    return config["task.arm"], config["seed"], fall(row), *rates
 
 
-def fifth() -> tuple[str]:
-    return (word(sum(row["metrics"]["gap_change"] <= LEAST_CHANGE for row in cells(SWEEP))),)
+def within_chance() -> tuple:
+    """The other cells with reinforcement, one of each arm with the same seed; and cloning's three."""
+    others = [row for row in reinforced() if not falls(row)]
+    assert [row["cell"]["config"]["task.arm"] for row in others] == list(REINFORCED)
+    cloned = arm("bc_only")
+    assert not any(falls(row) or row["metrics"]["gap_change_low"] > 0 for row in cloned)
+    return same(seeds(others)), *map(fall, others), *(change(row)[0] for row in cloned)
+
+
+def fifth() -> tuple:
+    (row,) = [row for row in cells(SWEEP) if row["metrics"]["gap_change"] <= LEAST_CHANGE]
+    return row["cell"]["config"]["task.arm"], row["cell"]["config"]["seed"]
 
 
 def arms_apart() -> tuple:
     """Mean change of each arm, and how far its seeds lie apart: further than the mean is from 0."""
     found = []
     for name in ("rl_only", "full", "bc_only"):
-        changes = [100 * row["metrics"]["gap_change"] for row in arm(name)]
+        changes = [change(row)[0] for row in arm(name)]
         found.append((sum(changes) / len(changes), max(changes) - min(changes)))
     assert all(apart > abs(average) for average, apart in found)
     return *(average for average, _ in found), *(apart for _, apart in found)
 
 
+def rise(row: dict) -> float:
+    return row["metrics"]["mauve"] - row["metrics"]["mauve_before"]
+
+
 def distribution() -> tuple:
-    """How MAUVE changes: in how many cells up and down, between what, and in the two that win."""
-    change = [row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in cells(SWEEP)]
-    up, down = (row["metrics"]["mauve"] - row["metrics"]["mauve_before"] for row in won())
-    assert up > 0 > down
-    rises = sum(value > 0 for value in change)
-    counts = word(rises), word(len(change) - rises)
-    return *counts, f"{min(change):+.2f}", f"{max(change):+.2f}", short(up), short(-down)
+    """MAUVE with reinforcement: in how many cells it falls, from and to what; the three winners' and cloning's."""
+    down = [row for row in reinforced() if rise(row) < 0]
+    before, after = ([row["metrics"][name] for row in down] for name in ("mauve_before", "mauve"))
+    lost = [row for row in won() if row in down]
+    (kept,) = [row for row in won() if row not in down]
+    assert kept == max(won(), key=fall) and len(lost) == 2
+    losses = [short(row["metrics"]["mauve"]) for row in sorted(lost, key=lambda row: row["metrics"]["mauve"])]
+    cloned = [rise(row) for row in arm("bc_only")]
+    return (
+        word(len(down)), word(len(reinforced())), *map(short, (min(before), max(before), min(after), max(after))),
+        word(len(won())), word(len(lost)), *losses, *seeds([kept]), short(kept["metrics"]["mauve_before"]),
+        short(kept["metrics"]["mauve"]), f"{min(cloned):+.2f}", f"{max(cloned):+.2f}",
+    )  # fmt: skip
+
+
+def first_words(row: dict, phase: str, sweep: str = SWEEP) -> Counter[str]:
+    found = (span["text"].split() for span in spans(row, sweep) if span["phase"] == phase)
+    return Counter(words[0] if words else "" for words in found)
+
+
+def spans(row: dict, sweep: str) -> list[dict[str, Any]]:
+    return lines(ROOT / "eval_results" / sweep / row["cell"]["name"] / "completions.jsonl.gz")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def openings() -> tuple:
+    """The commonest first word of what a cell writes: before training, after it in each arm, in the cell that ran again."""
+    human = {span["document"]: span["human"] for span in spans(cells(SWEEP)[0], SWEEP)}
+    authors = sum(text.split()[0] == "If" for text in human.values())
+    before = [first_words(row, "before").most_common(1)[0] for row in cells(SWEEP)]
+    assert {first for first, _ in before} == {"If"}
+    after = {
+        name: [first_words(row, "after").most_common(1)[0] for row in arm(name)]
+        for name in ("rl_only", "full", "bc_only")
+    }
+    assert {first for first, _ in after["rl_only"] + after["full"][1:] + after["bc_only"]} == {"If"}
+    assert after["full"][0][0] == "This"
+    ((last, once_more),) = first_words(cells(ALONE)[0], "after", ALONE).most_common(1)
+    assert last == "If"
+    written = same(first_words(row, "after").total() for row in cells(SWEEP))
+    counts = [count for _, count in before]
+    shares = [[count for _, count in after[name]] for name in ("rl_only", "full", "bc_only")]
+    return written, min(counts), max(counts), authors, len(human), *(n for of in shares for n in of), once_more
+
+
+def unseen() -> tuple:
+    """Spans that are others' word for word, in how many cells; the cell in which MAUVE rises, and how many begin alike there."""
+    duplicates = f"{same(row['metrics']['duplicate_rate'] for row in reinforced()):g}"
+    (row,) = [row for row in reinforced() if rise(row) > 0]
+    count = first_words(row, "after")["If"]
+    assert count == max(first_words(other, "after")["If"] for other in reinforced())
+    config = row["cell"]["config"]
+    return duplicates, word(len(reinforced())), config["task.arm"], config["seed"], count
 
 
 def not_shown() -> tuple:
-    """Percent of the written spans that the discriminator was not shown: first and last ten steps, mean over cells."""
-    first, last = [], []
-    for path in ROOT.glob(f"eval_results/{SWEEP}/*/metrics.jsonl"):
-        if path.parent.name.startswith("bc_only"):
-            continue
-        shares = [row["not_shown_rate"] for row in map(json.loads, path.open()) if "not_shown_rate" in row]
-        first.append(sum(shares[:10]) / 10)
-        last.append(sum(shares[-10:]) / 10)
-    return 100 * sum(first) / len(first), 100 * sum(last) / len(last)
+    """Percent of the written spans that the discriminator was not shown: first and last ten steps, means over cells."""
+    found = []
+    for names in (REINFORCED, ("bc_only",)):
+        shares = [
+            [line["not_shown_rate"] for line in logged(SWEEP, row["cell"]["name"])] for n in names for row in arm(n)
+        ]
+        found += [
+            100 * sum(sum(of[part]) / 10 for of in shares) / len(shares) for part in (slice(10), slice(-10, None))
+        ]
+    return tuple(found)
 
 
 def cotraining() -> tuple:
-    """Loss on fresh pairs before a round, means over cells: the first round, the last, chance."""
+    """Loss on fresh pairs before a round: how many rounds, all below chance; means over cells of the first and the last."""
     rounds = [row["training"]["cotrain"] for row in cells(SWEEP)]
-    before = [sum(of[i]["loss_before"] for of in rounds) / len(rounds) for i in (0, -1)]
-    return short(before[0]), short(before[1]), f"{same(r['chance_loss'] for of in rounds for r in of):.3f}".lstrip("0")
+    chance = same(r["chance_loss"] for of in rounds for r in of)
+    losses = [r["loss_before"] for of in rounds for r in of]
+    assert max(losses) < chance
+    first, last = (sum(of[i]["loss_before"] for of in rounds) / len(rounds) for i in (0, -1))
+    return len(losses), short(min(losses)), short(max(losses)), f"{chance:.3f}".lstrip("0"), short(first), short(last)
 
 
-def design() -> list[dict]:
-    """The cells of the ascent, the one that the rule chose last."""
-    found = [*cells(ASCENT), *cells(f"{ASCENT}_next")]
-    return sorted(found, key=lambda row: [row["cell"]["config"][name] for name in ("steps", "lr", "task.d_lr")])
-
-
-def levels(row: dict) -> tuple[str, str, str]:
-    config = row["cell"]["config"]
-    return power(config["lr"]), power(config["task.d_lr"]), f"{config['task.d_scale']:g}"
-
-
-def design_size() -> tuple:
-    five, (sixth,) = design()[:-1], design()[-1:]
-    steps = same(row["cell"]["config"]["steps"] for row in five), sixth["cell"]["config"]["steps"]
-    tokens = setting(ASCENT, "task.corpus.span_tokens"), setting(ASCENT, "task.reasoning_tokens")
-    return word(len(five)), steps[0], *tokens, steps[1]
-
-
-def chosen() -> tuple:
-    """Where the rule put the sixth cell, which is where it ran."""
-    rounded = ascent()["rounded"]
-    assert levels(design()[-1]) == (power(rounded[0]), power(rounded[1]), f"{rounded[2]:g}")
-    return power(rounded[0]), power(rounded[1]), f"{rounded[2]:g}".lstrip("0")
-
-
-def ascent() -> dict:
-    return json.loads((ROOT / "figures" / ASCENT / "ascent.json").read_text())["ascent"]
-
-
-def measured_on() -> tuple:
-    sequences = [round(row["metrics"]["sequences"]) for row in design()]
-    assert max(sequences) == setting(ASCENT, "task.last")
-    return setting(ASCENT, "task.buckets"), setting(ASCENT, "task.last"), min(sequences), max(sequences)
-
-
-def design_rows() -> list[tuple]:
-    names = ("mauve", "reward", "judge_accuracy", "kl_drift")
-    return [(*levels(r), r["cell"]["config"]["steps"], *(r["metrics"][name] for name in names)) for r in design()]
-
-
-def unmoved() -> tuple[float, ...]:
-    *corners, centre = sorted(row["metrics"]["mauve"] for row in design()[:-1])
-    assert levels(next(row for row in design() if row["metrics"]["mauve"] == centre)) == ("1e-5", "2e-5", "1")
-    return max(row["metrics"]["kl_drift"] for row in design()), min(corners), max(corners), centre
+def clock(rows: list[dict]) -> float:
+    """Seconds from the first start to the last end."""
+    ends = [[datetime.fromisoformat(row["provenance"][end]) for end in ("started", "finished")] for row in rows]
+    return (max(end for _, end in ends) - min(start for start, _ in ends)).total_seconds()
 
 
 CLAIMS = [
-    Claim(PAGE, "{} cells of {} steps at the published levels, {} + {} tokens", lambda: design_size()[:-1]),
-    Claim(PAGE, "the sixth, of {} steps, where the rule", lambda: design_size()[-1:]),
-    Claim(PAGE, "lr {}, judge's {}, scale {}", chosen),
-    Claim(PAGE, "MAUVE in {} buckets on the last {} sequences but empty ones, {} to {} a cell", measured_on),
-    Claim(PAGE, "| {} | {} | {} | {} | {:.3f} | {:.2f} | {:.2f} | {:.4f} |", design_rows),
-    Claim(
-        PAGE,
-        "no cell moves the policy by more than {:.4f} nats. The corners have no replicate; their MAUVE is {:.3f} to "
-        "{:.3f}, and the centre between them {:.3f}.",
-        unmoved,
-    ),
-    Claim(
-        PAGE,
-        "predicted {:.3f} for the sixth cell; it came to {:.3f}.",
-        lambda: (ascent()["prediction"], design()[-1]["metrics"]["mauve"]),
-    ),
-    Claim(PAGE, "{} cells, {} arms, {} seeds, {} steps of {} spans", size),
+    Claim(PAGE, "on the embedded model and {}s: {} cells, {} arms, {} seeds, {} steps of {} spans", size),
     Claim(PAGE, "{} held-out documents, {} spans each", documents),
     Claim(
         PAGE,
         "| `{}` | {} | {:.3f} | {:.2f}, {:.2f} | {:+.1f} % [{:+.1f}, {:+.1f}] | {:.3f}, {:.3f} | {:.2f}, {:.2f} |",
         rows,
     ),
-    Claim(PAGE, "{:.0f} % of the spans written, at the end {:.0f} %", not_shown),
-    Claim(PAGE, "{} in the first round and {} in the last, mean over cells; chance is {}", cotraining),
     Claim(
         PAGE,
-        "{} of the {} cells win by the study's rule, both by reinforcement alone: with seeds {} and {} the gap falls by {:.1f} "
-        "and {:.1f} %. With seed {} its fall of {:.1f} % is within chance.",
+        "{} of the {} cells win by the study's rule: with reinforcement alone and seeds {} and {} the gap falls by {:.1f} and {:.1f} %, "
+        "with both and seed {} by {:.1f} %.",
         wins,
     ),
     Claim(
@@ -202,7 +238,13 @@ CLAIMS = [
         "`{}` with seed {} lowers the gap too, by {:.1f} %, but spans that are too long rise from {:.3f} to {:.3f} of all: no win.",
         spoiled,
     ),
-    Claim(PAGE, "In {} cell does the gap fall by a fifth", fifth),
+    Claim(
+        PAGE,
+        "With seed {} the falls, of {:.1f} and {:.1f} %, are within chance, and so are the changes with cloning alone, of {:+.1f}, "
+        "{:+.1f} and {:+.1f} %.",
+        within_chance,
+    ),
+    Claim(PAGE, "Only `{}` with seed {} closes a fifth of the gap", fifth),
     Claim(
         PAGE,
         "the mean change is {:+.1f} % with reinforcement alone, {:+.1f} % with both and {:+.1f} % with cloning alone, while the "
@@ -211,7 +253,28 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "MAUVE rises in {} cells and falls in {}, by {} to {}; of the two that win it rises in one, by {}, and falls in the other, by {}",
+        "MAUVE falls in {} of the {} reinforced cells, from {} to {} before training to {} to {} after it. Of the {} winners it falls in "
+        "{}, to {} and {}; in the other, with seed {}, which closes most of the gap, it rises from {} to {}. With cloning alone it "
+        "changes by {} to {}.",
         distribution,
     ),
-]
+    Claim(
+        PAGE,
+        "Before training the commonest first word of a cell's {} spans is *If*, in {} to {} of them; the author has it {} times in {}. "
+        "After reinforcement alone it is *If* in {}, {} and {}, with both *This* in {} and *If* in {} and {}, with cloning alone *If* in "
+        "{}, {} and {}; in the cell that ran again *If* in {}.",
+        openings,
+    ),
+    Claim(PAGE, "which is {} in all {}; where MAUVE rises, `{}` with seed {}, {} begin alike", unseen),
+    Claim(
+        PAGE,
+        "at first {:.0f} % of the spans written, at the end {:.0f} %; with cloning alone {:.0f} and {:.0f} %",
+        not_shown,
+    ),
+    Claim(
+        PAGE,
+        "Before each of the {} rounds of co-training its loss on fresh pairs, {} to {}, is below chance, {}; {} in the first round and {} "
+        "in the last, mean over cells.",
+        cotraining,
+    ),
+]  # fmt: skip

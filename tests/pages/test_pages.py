@@ -26,6 +26,8 @@ from pages import (
     benchmarks,
     front,
     imposter,
+    imposter_alone,
+    imposter_design,
     imposter_long,
     reward_hack,
     zlt_as_run,
@@ -50,6 +52,8 @@ PAGES = (
     zlt_sources,
     zlt_readings,
     imposter,
+    imposter_alone,
+    imposter_design,
     imposter_long,
 )
 CLAIMS = [claim for page in PAGES for claim in page.CLAIMS]

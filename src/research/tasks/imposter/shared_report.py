@@ -56,7 +56,9 @@ def report(rows: Sequence[Row], out: Path) -> list[Section]:
             ]
             axes.set_yticks(range(len(known)), labels)
             axes.invert_yaxis()
-            axes.set(xlabel=f"MAUVE (0 to 1), N = {int(metric(known[0], 'sequences') or 0)} sequences a cell")
+            counts = [int(metric(row, "sequences") or 0) for row in known]
+            range_ = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+            axes.set(xlabel=f"MAUVE (0 to 1), N = {range_} sequences a cell")
             path = save(figure, out / "mauve")
         sections[0].figures = [("MAUVE of every cell; one run each, so no intervals.", path)]
     sections += _ascent(known)

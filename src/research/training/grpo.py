@@ -6,7 +6,7 @@ The loss is TRL's own. What is overridden, and why:
     _calculate_rewards                rewards are for all groups of the step at once
     _get_per_token_logps_...          a group's prompt computed once (`shared_prompts`)
     compute_loss                      teacher rows backpropagated apart; rows outside the loss dropped, padding trimmed
-    _clip_grad_norm                   between the accumulated gradient and clipping; TRL's callbacks come only after it
+    _clip_grad_norm                   between the accumulated gradient and clipping (`update`); TRL's callbacks come only after it
     log, _save_checkpoint             one line a step in metrics.jsonl; checkpoints whole or absent, seams included
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,13 @@ from research.training import advantages as advantage_estimators
 from research.training import checkpoint, shared_prompts
 from research.training.auxiliary import AuxiliaryLoss
 from research.training.callbacks import Callback, Moment
-from research.training.constraints import Constraint, knobs, norms_of
+from research.training.constraints import Constraint
 from research.training.drawing import Drawing
 from research.training.policy import SCREEN_EVERY, PolicyConfig
 from research.training.probe import probe
 from research.training.rollouts import Group, Prompt, Reward, TeacherPool
-from research.training.steps import (
-    QUARANTINE,
-    evaluating,
-    finite,
-    kind_of,
-    over_processes,
-    screen_line,
-    state_of,
-    trimmed,
-)  # fmt: skip
+from research.training.steps import evaluating, finite, over_processes, screen_line, state_of, trimmed
+from research.training.update import Update
 
 # Normalisers that count rows: when rows without loss are dropped, the share that is left restores the denominator.
 COUNTS_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
@@ -102,8 +94,6 @@ class PolicyTrainer(GRPOTrainer):
         self._micro_batches: list[dict[str, Any]] = []
         self._tokens_each = 0.0  # bnpo: tokens with loss a micro-batch, mean over the step's
         self.drawing = Drawing(prompts, seams.sampler, seams.teacher, tokenizer, config)
-        self._teacher_gradient: dict[str, torch.Tensor] = {}
-        self._before_update: dict[str, torch.Tensor] = {}
         plain = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._patched, self._had_forward = plain, plain.__dict__.get("forward")
         self._attention = plain.config._attn_implementation
@@ -125,9 +115,7 @@ class PolicyTrainer(GRPOTrainer):
         self.add_callback(_Hooks(self))
         self._trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self._last_save = time.monotonic()
-        self.knobs = knobs(self.model)
-        if seams.constraint is not None:
-            seams.constraint.check(self.knobs)
+        self.update = Update(self.model, seams.constraint, seams.auxiliary, seams.teacher is not None)
         self.shares = config.share_prompts
         if self.shares:
             longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + config.max_tokens
@@ -229,12 +217,10 @@ class PolicyTrainer(GRPOTrainer):
         teacher_B = inputs.get("teacher")
         if teacher_B is None or not teacher_B.any():
             return self._loss_of(model, inputs, None)
-        before = self._gradients()
+        before = self.update.gradients()
         loss = self._loss_of(model, inputs, teacher_B)
         self.accelerator.backward(loss)
-        for name, gradient in self._gradients().items():
-            part = gradient - before[name] if name in before else gradient
-            self._teacher_gradient[name] = self._teacher_gradient.get(name, 0) + part
+        self.update.taught(before)
         return loss.detach() + self._loss_of(model, inputs, ~teacher_B)
 
     def _loss_of(self, model: nn.Module, inputs: dict[str, Any], chosen_B: torch.Tensor | None) -> torch.Tensor:
@@ -271,63 +257,14 @@ class PolicyTrainer(GRPOTrainer):
             )
         return logps, entropies if compute_entropy else None, None
 
-    def _gradients(self) -> dict[str, torch.Tensor]:
-        return {k.name: k.parameter.grad.detach().clone() for k in self.knobs if k.parameter.grad is not None}
-
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        self._add_auxiliary()
-        constraint = self.seams.constraint
-        if constraint is not None and self.seams.teacher is not None:
-            both = self._gradients()
-            taught = self._teacher_gradient
-            student = {name: g - taught[name] if name in taught else g for name, g in both.items()}
-            for prefix, part in (("student/", student), ("teacher/", taught)):
-                self._note(constraint.alignment(part, prefix))
-        self._teacher_gradient = {}
-        for knob in self.knobs:
-            if knob.quarantine is not None and not knob.quarantine.requires_grad:
-                knob.quarantine.grad = None
-        if constraint is not None:
-            self._note(constraint.apply(self.knobs))
-        self._before_update = {name: p.detach().clone() for name, p in self._tensors()}
+        mean = partial(self.accelerator.reduce, reduction="mean")
+        self._note(self.update.add_auxiliary(self._groups, self.compute_loss_context_manager, mean))
+        self._note(self.update.project())
         return super()._clip_grad_norm(model)
 
-    def _add_auxiliary(self) -> None:
-        """Gradients of the auxiliary losses, added to the accumulated one; apart from DDP's hooks, hence averaged
-        here."""
-        if not self.seams.auxiliary:
-            return
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        for loss in self.seams.auxiliary:
-            total = 0.0
-            with self.compute_loss_context_manager():
-                for part in loss(self.model, self._groups):
-                    gradients = torch.autograd.grad(loss.weight * part, parameters, allow_unused=True)
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        if gradient is not None:
-                            gradient = self.accelerator.reduce(gradient, "mean")
-                            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                    total += float(part.detach())
-            self._note(over_processes({f"auxiliary/{loss.name}": total}))
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for knob in self.knobs:
-            yield knob.name, knob.parameter
-            if knob.quarantine is not None:
-                yield knob.name + QUARANTINE, knob.quarantine
-
     def after_update(self) -> None:
-        """Norm of what the optimizer did to each kind of knob, and whether it points where the projection forbade."""
-        moved = {name: self._before_update[name] - tensor.detach() for name, tensor in self._tensors()}
-        kinds = [kind_of(name, self.knobs) for name in moved]
-        norms = norms_of(list(moved.values())).tolist()
-        for kind in dict.fromkeys(kinds):
-            self._note({
-                f"update_norm/{kind}": math.hypot(*(n for n, k in zip(norms, kinds, strict=True) if k == kind))
-            })  # fmt: skip
-        if self.seams.constraint is not None:
-            self._note(self.seams.constraint.alignment(moved, "update_"))
-        self._before_update = {}
+        self._note(self.update.moved())
 
     def after_step(self) -> None:
         """Run the callbacks that are due."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from research.cells import ranks
-
-QUARANTINE = "/quarantine"  # marks a quarantine knob among tensors by name
 
 
 @contextlib.contextmanager
@@ -54,15 +52,6 @@ def over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def state_of(part: Any) -> dict[str, Any] | None:
     return part.state_dict() if hasattr(part, "state_dict") else None
-
-
-def kind_of(name: str, found: Sequence[Any]) -> str:
-    """What sort of knob a tensor is: dS, dS_hack, lora_A, lora_B or weights."""
-    if name.endswith(QUARANTINE):
-        return "dS_hack"
-    if "lora_A" in name or "lora_B" in name:
-        return "lora_A" if "lora_A" in name else "lora_B"
-    return "dS" if any(knob.name == name and knob.quarantine is not None for knob in found) else "weights"
 
 
 def finite(value: Any) -> float | None:

@@ -133,10 +133,13 @@ def test_every_command_explains_itself(tmp_path, module):
 
 
 @pytest.mark.parametrize(
-    ("module", "word"),
-    [("reward_hack.validate", "problem=x"), ("reward_hack.pool", "outs=x"), ("imposter.ascent", "result=x"),
-     ("imposter.remeasure", "result=x")],
+    ("module", "words", "message"),
+    [("reward_hack.validate", "problem=x", "Did you mean 'problems'"), ("reward_hack.pool", "outs=x", "Did you mean 'out'"),
+     ("reward_hack.pool", "out=", "out= has no value"), ("reward_hack.pool", "out", "out= has no value"),
+     ("reward_hack.pool", "out=x per_problem=0", "per_problem=0 is not between"),
+     ("imposter.ascent", "result=x", "Did you mean 'results'"), ("imposter.remeasure", "", "results= is missing")],
 )  # fmt: skip
-def test_a_mistyped_key_of_a_small_command_is_one_line(tmp_path, module, word):
-    done = sweep(tmp_path, word, module=f"research.tasks.{module}")
-    assert done.returncode == 2 and "Did you mean" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_a_mistake_in_a_small_command_is_one_line(tmp_path, module, words, message):
+    done = sweep(tmp_path, *words.split(), module=f"research.tasks.{module}")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())

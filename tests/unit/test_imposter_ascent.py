@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ TABLE = [
     (1e-5, 2e-5, 1.0, 0.09),
 ]  # fmt: skip
 ROWS = [dict(zip(("g_lr", "d_lr", "d_scale", "mauve"), row, strict=True)) for row in TABLE]
+ROOT = Path(__file__).parents[2]
 
 
 def test_published_effects_are_exact():
@@ -132,11 +134,18 @@ def test_command_line_on_our_own_results(tmp_path):
     where = "lr=3e-05 task.d_lr=0.0002 task.d_scale=30"
     assert ascent.command(design, ascent.climb(design)) == f"python -m research task=imposter_shared {where}"
     line = "python -m research +experiment=imposter_ascent -m steps=100 ++task.d_lr=5e-6,1e-4 seed=1,2 name=mine"
-    sweep = {"name": "mine", "command": line, "axes": {"seed": [1, 2], "task.d_lr": [5e-6, 1e-4]}}
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    (tmp_path / "sweep.json").write_text(json.dumps({"command": line}))
     ascent.main([f"results={tmp_path}", f"out={tmp_path / 'out'}"])
-    expected = f"python -m research +experiment=imposter_ascent steps=100 name=mine_next {where}\n"
+    expected = f"python -m research +experiment=imposter_ascent steps=100 name={tmp_path.name}_next {where}\n"
     assert (tmp_path / "out/next_cell.sh").read_text() == expected
+
+
+@pytest.mark.parametrize("sweep", ["ascent", "ascent_high"])
+def test_the_shipped_next_cells_are_what_the_command_gives(sweep, tmp_path):
+    """From cells alone: nothing else of the sweep was kept."""
+    ascent.main([f"results={ROOT / 'eval_results/imposter_shared' / sweep}", f"out={tmp_path}"])
+    for name in ("next_cell.sh", "ascent.json"):
+        assert (tmp_path / name).read_text() == (ROOT / "figures/imposter_shared" / sweep / name).read_text()
 
 
 def table(folder):

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from research.cells.cell import write_atomically
 from research.errors import ConfigurationError
 from research.words import number, run, settings
@@ -169,7 +171,7 @@ def read_rows(results: Path) -> tuple[list[dict[str, float | None]], bool]:
     """Rows of numbers from this suite's results or from a plain list; the flag says whether they are this suite's."""
     if results.is_dir():
         # the cells before their table, which a later single cell is not in
-        files = sorted(results.rglob("run_result.json")) or [results / "all_results_compiled.json"]
+        files = sorted(results.glob("*/run_result.json")) or [results / "all_results_compiled.json"]
     else:
         files = [results]
     if not files or not all(file.exists() for file in files):
@@ -197,17 +199,22 @@ def command(design: Design, ascent: Ascent, launched: Sequence[str] = PLAIN) -> 
 
 
 def launched_by(results: Path, factors: Sequence[str]) -> list[str]:
-    """The words that launched a sweep's folder, for one more cell with the same settings, under a name of its own.
+    """The words that launched a folder's cells, for one more cell with the same settings, under a name of its own.
 
-    Without a sweep.json the plain task's.
+    The sweep's, or where only cells are left, those of the first; without either the plain task's.
     """
-    path = results / "sweep.json"
-    if not path.is_file():
+    sweep, cells = results / "sweep.json", sorted(results.glob("*/run_result.json"))
+    if sweep.is_file():
+        command = json.loads(sweep.read_text())["command"]
+    elif cells and "provenance" in (first := json.loads(cells[0].read_text())):
+        command = first["provenance"]["command"]
+    else:
         return list(PLAIN)
-    sweep = json.loads(path.read_text())
-    replaced = {"-m", "--multirun", "name", "experiment/ascent_point", *factors, *sweep.get("axes", ())}
-    words = [w for w in shlex.split(sweep["command"])[3:] if w.lstrip("+").partition("=")[0] not in replaced]
-    return [*PLAIN[:3], *words, f"name={sweep['name']}_next"]
+    replaced = {"-m", "--multirun", "name", "experiment/ascent_point", *factors}
+    words = [w for w in shlex.split(command)[3:] if w.lstrip("+").partition("=")[0] not in replaced]
+    parser = OverridesParser.create()
+    kept = [w for w in words if not parser.parse_override(w).is_sweep_override()]
+    return [*PLAIN[:3], *kept, f"name={results.name}_next"]
 
 
 def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str, then: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.cells.cell import write_atomically
 from research.cells.seeding import stable_seed
 from research.errors import ConfigurationError
 from research.material.code_prompts import MODES, STYLES, clean_reply, hack_reply, names_for
@@ -91,10 +92,9 @@ def main(argv: Sequence[str]) -> None:
     if unknown := set(modes) - set(MODES):
         raise ConfigurationError(f"There is no mode {min(unknown)}; modes= takes some of {', '.join(MODES)}.")
     loaded = problem_files.load(problem_file(given["problems"], "train"))
-    rows = list(
-        build(loaded, modes, number(given, "hack_share"), number(given, "per_problem", int), number(given, "seed", int))
-    )
-    Path(given["out"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    share, each = number(given, "hack_share", least=0, most=1), number(given, "per_problem", int, least=1)
+    rows = list(build(loaded, modes, share, each, number(given, "seed", int)))
+    write_atomically(Path(given["out"]), "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{given['out']}: {len(rows)} rollouts for {len(loaded)} problems")
 
 

@@ -102,6 +102,9 @@ def check_rollouts(grader: Grader, problems: Sequence[Problem], path: Path, repo
             rows = [json.loads(line) for line in file if line.strip()]
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"rollouts={path} holds a line that is not JSON: {error}") from error
+    for row in rows:
+        if missing := {"problem_id", "completion", "hacked", "gt_pass"} - row.keys():
+            raise ConfigurationError(f"rollouts={path} holds a line without {min(missing)}.")
     pairs = [(row, *match(row, problems)) for row in rows]
     ways = Counter(way for _, _, way in pairs)
     report.say(
@@ -202,8 +205,8 @@ def main(argv: Sequence[str]) -> int:
     given = settings(argv, KEYS)
     report = Report([], [])
     problems = load(given["problems"])
-    limits = replace(Limits(), wall_seconds=number(given, "seconds"))
-    workers = number(given, "workers", int) if given["workers"] else None
+    limits = replace(Limits(), wall_seconds=number(given, "seconds", least=0.1))
+    workers = number(given, "workers", int, least=1) if given["workers"] else None
     rollouts = Path(given["rollouts"]) if given["rollouts"] else None
     if rollouts is not None and not rollouts.is_file():
         raise ConfigurationError(f"rollouts={rollouts}: there is no such file")

@@ -105,18 +105,18 @@ def thousand() -> tuple:
 
 
 def hacks() -> tuple:
-    """How many cells in how many seconds; points prevented by the preregistered test, what was claimed, and all seeds."""
+    """How many cells in how many seconds; points prevented with three seeds and with all, what was claimed."""
     _, _, span, _ = reward_hack.cost()
-    (more,) = {len(reward_hack.by_seed(other, reward_hack.SEEDS)) for other in ("vanilla", "random_erase")}
-    _, claimed, fewer, low, high, _ = reward_hack.claimed()
-    return len(cells(reward_hack.SWEEP)), span, fewer, low, high, claimed, word(more), *reward_hack.over_seeds()[1:4]
+    _, claimed, fewer, low, high, *_ = reward_hack.claimed()
+    assert 0.2 < fewer / (100 * reward_hack.mean("vanilla", "hack_rate")) < 0.3, "a quarter"
+    hacked, _, passed, _ = reward_hack.seeds_apart()
+    assert min(passed[2], passed[8]) > 0, "no passes"
+    seeds = [word(len(found)) for found in (reward_hack.by_seed("vanilla"), reward_hack.all_seeds("vanilla"))]
+    return len(cells(reward_hack.SWEEP)), span, fewer, low, high, seeds[0], *hacked[8:], seeds[1], claimed
 
 
 def prevented() -> tuple:
-    """In words: a share of the hacks, the pass rate, the controls."""
-    fewer, *_ = reward_hack.fewer("vanilla", "grad_erase")
-    assert 0.2 < fewer / (100 * reward_hack.mean("vanilla", "hack_rate")) < 0.3
-    reward_hack.matched()
+    """In words: the random directions, and Rebound."""
     _, low, high = reward_hack.fewer("vanilla", "random_erase")
     assert low < 0 < high
     for arm in reward_hack.REBOUNDS:
@@ -161,14 +161,14 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "{} cells, {:.0f} s on three H200s). Erasing the hacking direction from the gradient prevents a quarter of the hacks at the "
-        "same pass rate: {:.1f} points [{:.1f}, {:.1f}] where {:.0f} were claimed beforehand, and with {} more seeds "
-        "{:.1f} [{:.1f}, {:.1f}]",
+        "{} cells, {:.0f} s on three H200s). Erasing the hacking direction from the gradient prevents a quarter of the hacks and costs no "
+        "passes: {:.1f} points [{:.1f}, {:.1f}] with {} seeds, the interval over problems, and {:.1f} [{:.1f}, {:.1f}] with {}, over "
+        "seeds, where {:.0f} were claimed beforehand",
         hacks,
     ),
     Claim(
         PAGE,
-        "Erasing along random directions prevents nothing; Rebound, a change of the reward, prevents hacking and solving alike",
+        "Erasing along random directions was not found to prevent any; Rebound, a change of the reward, prevents hacking and solving alike",
         prevented,
     ),
     Claim(

@@ -13,8 +13,9 @@ from research.tasks.reward_hack.rebound import transform
 from research.tasks.reward_hack.report import PUBLISHED
 
 PAGE, SWEEP, SHORTER = "experiments/reward_hack/README.md", "reward_hack/arms", "reward_hack/micro"
-SEEDS, ALONE = "reward_hack/seeds", "reward_hack/alone"
+CPUS, SEEDS, ALONE = "reward_hack/arms_cpu", "reward_hack/seeds", "reward_hack/alone"
 CONTROLS = (RANDOM, "shuffled_erase", "clean_erase")
+HIDDEN = (UNDENOISED, "act_m8_erase", DENOISED, "act_m32_erase")
 ROUTE, REBOUNDS = "grad_route", ("rebound_additive", "rebound_multiplicative")
 RATES = ("hack_rate", "pass_rate")
 
@@ -57,19 +58,28 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
-def over_seeds() -> tuple:
-    """Both sweeps' seeds as the unit: points below `vanilla` and below the random directions, and points passed more."""
-    found: list = [word(len(all_seeds(VANILLA)))]
-    for other in (VANILLA, RANDOM):
-        differences = all_seeds(other)
-        found += [*interval(differences), min(differences), max(differences)]
+def seeds_apart() -> list[tuple]:
+    """Hacks less than the others and passes more, over the first seeds, the new ones and all: means and their intervals."""
+    found = []
+    for name, other, what in (("hack_rate", VANILLA, "fewer hacks"), ("hack_rate", RANDOM, "fewer hacks"),
+                              ("pass_rate", VANILLA, "more passes"), ("pass_rate", RANDOM, "more passes")):  # fmt: skip
+        sign = 1 if name == "hack_rate" else -1
+        parts = by_seed(other, SWEEP, name), by_seed(other, SEEDS, name), all_seeds(other, name)
+        found.append((what, other, *(x for part in parts for x in interval([sign * points for points in part]))))
+    return found
+
+
+def new_seeds() -> tuple:
+    """What the words beside the table say: the seed in which random directions did better; passes of `vanilla`."""
+    against_vanilla, against_random, passes, _ = seeds_apart()
+    first, new, both = ((row[i], row[i + 1]) for row in [against_random[2:]] for i in (1, 4, 7))
+    assert first[0] < 0 < first[1] and new[0] < 0 < new[1] and both[0] > 0
+    assert against_vanilla[9] < analysis.H1_FALSIFIED < analysis.H1_POINTS < against_vanilla[10]
+    assert passes[8] > analysis.H1_MATCH and min(by_seed(RANDOM)) > 0
     seeds = sorted(rate(METHOD, "hack_rate", SEEDS))
     (worst,) = [seed for seed, points in zip(seeds, by_seed(RANDOM, SEEDS), strict=True) if points < 0]
-    assert min(by_seed(RANDOM)) > 0
-    passes = interval([-points for points in all_seeds(VANILLA, "pass_rate")])
-    rates = [100 * mean(VANILLA, "pass_rate", sweep) for sweep in (SEEDS, SWEEP)]
-    assert found[2] < analysis.H1_FALSIFIED < analysis.H1_POINTS < found[3], "both within the interval"
-    return *found, worst, *passes, *rates
+    assert seeds == list(range(4, 9)) and sorted(rate(METHOD, "hack_rate")) == [1, 2, 3]
+    return worst, analysis.H1_POINTS, *(100 * mean(VANILLA, "pass_rate", sweep) for sweep in (SEEDS, SWEEP))
 
 
 def verdict(name: str, sweep: str = SWEEP) -> str:
@@ -89,13 +99,33 @@ def base_rates() -> tuple[float, ...]:
     )
 
 
+def both(name: str) -> tuple[float, float]:
+    """A rate of `vanilla` here and on CPUs, in percent."""
+    return 100 * mean(VANILLA, name), 100 * mean(VANILLA, name, CPUS)
+
+
 def rates() -> list[tuple]:
-    """An arm's rates, and both differences to `vanilla`."""
+    """An arm's rates, and its differences to `vanilla`; the last of the same sweep on CPUs."""
     found = []
     for name in (name for name in arms() if name != VANILLA):
-        passes = -fewer(VANILLA, name, "pass")[0] + 0.0
-        found.append((name, *(100 * mean(name, rate) for rate in RATES), *fewer(VANILLA, name), passes))
+        value, low, high = fewer(VANILLA, name, "pass")
+        passes = -value + 0.0, -high, -low
+        on_cpus = tuple(x + 0.0 for x in fewer(VANILLA, name, sweep=CPUS))
+        found.append((name, *(100 * mean(name, rate) for rate in RATES), *fewer(VANILLA, name), *passes, *on_cpus))
     return found
+
+
+def another_run() -> tuple:
+    """How far the same arm and seed may lie apart from one sweep to the other."""
+    here, there = (rate("clean_erase", "hack_rate", sweep) for sweep in (SWEEP, CPUS))
+    seed = max(here, key=lambda s: abs(here[s] - there[s]))
+    return seed, here[seed], there[seed]
+
+
+def losses() -> tuple[float, str]:
+    """What the best arm lost of the base's pass rate."""
+    best = max((name for name in arms()), key=lambda name: mean(name, "pass_rate"))
+    return best, base_rates()[1] - 100 * mean(best, "pass_rate")
 
 
 def noise() -> tuple[float, ...]:
@@ -109,36 +139,42 @@ def noise() -> tuple[float, ...]:
     for kind in ("hack", "pass"):
         _, low, high = fewer(VANILLA, "measure_only", kind)
         assert low < 0 < high
+    assert all(rate("measure_only", name, CPUS) == rate(VANILLA, name, CPUS) for name in RATES), "to the reply"
     return seed, *(100 * again["metrics"][name] for name in RATES), *first, *apart
 
 
 def claimed() -> tuple:
-    value, low, high = fewer(VANILLA, METHOD)
-    assert analysis.H1_FALSIFIED < value < analysis.H1_POINTS
-    return verdict("H1"), analysis.H1_POINTS, value, low, high, analysis.H1_FALSIFIED
+    found = [fewer(VANILLA, METHOD, sweep=sweep) for sweep in (SWEEP, CPUS)]
+    assert all(analysis.H1_FALSIFIED < value < analysis.H1_POINTS for value, *_ in found)
+    return agreed("H1"), analysis.H1_POINTS, *found[0], *found[1], analysis.H1_FALSIFIED
+
+
+def agreed(name: str) -> str:
+    return same(verdict(name, sweep) for sweep in (SWEEP, CPUS))
 
 
 def matched() -> tuple[float, ...]:
     value, low, high = (-points for points in fewer(VANILLA, METHOD, "pass"))
-    assert abs(value) < analysis.H1_MATCH and high < 0 < low
-    return value, high, low, analysis.H1_MATCH
+    assert abs(value) < analysis.H1_MATCH < low
+    return value, analysis.H1_MATCH, high, low
 
 
 def direction() -> tuple:
-    return verdict("H3"), *fewer(RANDOM, METHOD), analysis.CONTROL_POINTS
+    return agreed("H3"), *fewer(RANDOM, METHOD), *fewer(RANDOM, METHOD, sweep=CPUS), analysis.CONTROL_POINTS
 
 
 def controls() -> tuple[float, ...]:
-    """The method against the other two; all three against no constraint."""
+    """The method against the other two; what all three pass less than no constraint."""
     against = [fewer(control, METHOD)[0] for control in CONTROLS[1:]]
     hacks, passes = ([fewer(VANILLA, control, kind) for control in CONTROLS] for kind in ("hack", "pass"))
     assert all(low < 0 < high for _, low, high in hacks) and all(low > 0 for _, low, _ in passes)
-    values = [[value for value, *_ in found] for found in (hacks, passes)]
-    return *against, *(limit(found) for found in values for limit in (min, max))
+    values = [value for value, *_ in passes]
+    return *against, min(values), max(values)
 
 
 def denoised() -> tuple:
-    return verdict("H2"), analysis.CONTROL_POINTS, *fewer(UNDENOISED, DENOISED)
+    found = [fewer(UNDENOISED, DENOISED, sweep=sweep) for sweep in (SWEEP, CPUS)]
+    return agreed("H2"), analysis.CONTROL_POINTS, *found[0], *found[1]
 
 
 def shorter() -> tuple:
@@ -174,15 +210,19 @@ def projected() -> tuple[float, float]:
 
 
 def hidden_states() -> tuple:
-    found = [fewer(VANILLA, arm) for arm in (UNDENOISED, "act_m8_erase", DENOISED, "act_m32_erase")]
-    assert all(low < 0 < high for _, low, high in found)
-    values = [value for value, *_ in found]
-    return word(len(found)), max(values), -min(values)
+    """Here no interval excludes 0; on CPUs all hacked more."""
+    here, there = ([fewer(VANILLA, arm, sweep=sweep) for arm in HIDDEN] for sweep in (SWEEP, CPUS))
+    assert all(low < 0 < high for _, low, high in here) and all(value < 0 for value, *_ in there)
+    return word(len(there)), -min(value for value, *_ in there), word(sum(high < 0 for *_, high in there))
 
 
-def published() -> tuple[str, str, str]:
-    _, model, rate, note = next(row for row in PUBLISHED if row[0].startswith("projected GRPO"))
-    return model, rate, note.rpartition("vanilla ")[2]
+def published() -> tuple[str, str, str, float]:
+    """Hack rates, and their difference, which lies below the interval over all seeds."""
+    _, model, hacked, note = next(row for row in PUBLISHED if row[0].startswith("projected GRPO"))
+    vanilla = note.rpartition("vanilla ")[2]
+    points = float(vanilla) - float(hacked)
+    assert points < interval(all_seeds(VANILLA))[1]
+    return hacked, vanilla, model, points
 
 
 def cost() -> tuple:
@@ -213,55 +253,78 @@ CLAIMS = [
     Claim(PAGE, "a cell and rate, on {};", gpus),
     Claim(PAGE, "| base | {:.1f} % | {:.1f} % |", base_rates),
     Claim(PAGE, "| `vanilla` | {:.1f} % | {:.1f} % |", lambda: tuple(100 * mean(VANILLA, rate) for rate in RATES)),
-    Claim(PAGE, "| `{}` | {:.1f} % | {:.1f} % | {:.1f} [{:.1f}, {:.1f}] | {:+.1f} |", rates),
+    Claim(
+        PAGE,
+        "| `{}` | {:.1f} % | {:.1f} % | {:.1f} [{:.1f}, {:.1f}] | {:+.1f} [{:.1f}, {:.1f}] | {:.1f} [{:.1f}, {:.1f}] |",
+        rates,
+    ),
     Claim(PAGE, "over the {} problems", lambda: (same(len(arm.by_problem("hack")) for arm in arms().values()),)),
     Claim(PAGE, "`grad_erase` hacks {:.1f}, {:.1f} and {:.1f} points less than `vanilla`", lambda: by_seed(VANILLA)),
     Claim(PAGE, "and {:.1f}, {:.1f} and {:.1f} less than `random_erase`", lambda: by_seed(RANDOM)),
     Claim(
         PAGE,
-        "**H4 is {}**: without a constraint {:.1f} % hack",
-        lambda: (verdict("H4"), 100 * mean(VANILLA, "hack_rate")),
+        "**H4 is {}** in both: without a constraint {:.1f} % hack, on CPUs {:.1f} %",
+        lambda: (agreed("H4"), *both("hack_rate")),
     ),
     Claim(
         PAGE,
-        "**H1 is {}**: {:.0f} points were claimed, {:.1f} [{:.1f}, {:.1f}] came out, and below {:.0f} it would be falsified",
+        "**H1 is {}** in both: {:.0f} points were claimed, {:.1f} [{:.1f}, {:.1f}] came out, on CPUs {:.1f} [{:.1f}, {:.1f}], and below "
+        "{:.0f} it would be falsified",
         claimed,
     ),
-    Claim(PAGE, "it passes {:.1f} points more [{:.1f}, {:.1f}], within the {:.0f} allowed", matched),
     Claim(
         PAGE,
-        "**H3 is {}**: `grad_erase` hacks {:.1f} points less than `random_erase` [{:.1f}, {:.1f}]; the margin is {:.0f}",
+        "it passes {:.1f} points more, within the {:.0f} allowed, with an interval, [{:.1f}, {:.1f}], that is not",
+        matched,
+    ),
+    Claim(
+        PAGE,
+        "**H3 is {}** in both: `grad_erase` hacks {:.1f} points less than `random_erase` [{:.1f}, {:.1f}], on CPUs {:.1f} "
+        "[{:.1f}, {:.1f}]; the margin is {:.0f}",
         direction,
     ),
     Claim(
         PAGE,
-        "it is {:.1f} (`shuffled_erase`) and {:.1f} (`clean_erase`). The three controls themselves hack {:.1f} to {:.1f} points "
-        "less than `vanilla`, all within chance, and pass {:.1f} to {:.1f} points less",
+        "it is {:.1f} (`shuffled_erase`) and {:.1f} (`clean_erase`). Of the three controls no effect on hacks was found; they pass {:.1f} "
+        "to {:.1f} points less than `vanilla`",
         controls,
     ),
-    Claim(PAGE, "**H2 is {}**: denoising was to save {:.0f} points and saved {:.1f} [{:.1f}, {:.1f}]", denoised),
     Claim(
         PAGE,
-        "None of the {} hidden-state directions is apart from `vanilla`: they hack between {:.1f} points less and {:.1f} more",
+        "**H2 is {}** in both: denoising was to save {:.0f} points and saved {:.1f} [{:.1f}, {:.1f}], on CPUs {:.1f} [{:.1f}, {:.1f}]",
+        denoised,
+    ),
+    Claim(
+        PAGE,
+        "here none is apart from `vanilla`, on CPUs all {} hacked more, by up to {:.1f} points, {} with an interval that excludes zero",
         hidden_states,
     ),
     Claim(
         PAGE,
-        "With all {} and the seed as the unit, `grad_erase` hacks {:.1f} points less than `vanilla` [{:.1f}, {:.1f}], by seed "
-        "{:.1f} to {:.1f}, and {:.1f} less than `random_erase` [{:.1f}, {:.1f}], by seed {:.1f} to {:.1f}: with seed {} random "
-        "directions did better. It passes {:.1f} points more than `vanilla` [{:.1f}, {:.1f}], whose pass rate is {:.1f} % over the "
-        "new seeds and {:.1f} % over the first three",
-        over_seeds,
+        "| {}, against `{}` | {:.1f} [{:.1f}, {:.1f}] | {:.1f} [{:.1f}, {:.1f}] | {:.1f} [{:.1f}, {:.1f}] |",
+        seeds_apart,
     ),
-    Claim(PAGE, "The claimed {:.0f} points are within that interval", lambda: (analysis.H1_POINTS,)),
     Claim(
         PAGE,
-        "{} arms x {} seeds, {} steps, on CPUs) came out below the margins: `grad_erase` hacked {:.1f} points less than `vanilla` "
+        "neither part alone does against `random_erase`, which did better with seed {}. Against `vanilla` the interval holds the "
+        "claimed {:.0f} points and half of them. - By H1's rule the pass rates of the eight do not match, in the method's favour: it "
+        "passes more than `vanilla`, whose pass rate is {:.1f} % over the new seeds and {:.1f} % over the first three",
+        new_seeds,
+    ),
+    Claim(PAGE, "the best, `{}`, passes {:.1f} points less than the base", losses),
+    Claim(PAGE, "`clean_erase` with seed {} hacks {:.1f} % here and {:.1f} % on CPUs", another_run),
+    Claim(
+        PAGE,
+        "{} arms x {} seeds, {} steps, on CPUs) and fell below the margins: `grad_erase` hacked {:.1f} points less than `vanilla` "
         "[{:.1f}, {:.1f}] and {:.1f} less than `random_erase` [{:.1f}, {:.1f}]",
         shorter,
     ),
-    Claim(PAGE, "whether it passes {:.0f} points is a matter of seeds", lambda: (analysis.CONTROL_POINTS,)),
-    Claim(PAGE, "on {} ({} % against {} %,", published),
+    Claim(
+        PAGE,
+        "with the same seeds `vanilla` hacks {:.1f}, {:.1f} and {:.1f} % here and {:.1f}, {:.1f} and {:.1f} % on CPUs",
+        lambda: tuple(rate(VANILLA, "hack_rate", sweep)[seed] for sweep in (SWEEP, CPUS) for seed in (1, 2, 3)),
+    ),
+    Claim(PAGE, "had {} % against {} % on {}, with a teacher's pool and fewer steps: {:.1f} points", published),
     Claim(
         PAGE,
         "Of the gradient's norm {:.0f} % pointed along the directions before erasure ({:.0f} % along random ones) and "
@@ -284,10 +347,10 @@ CLAIMS = [
         "Of {:,} replies not one hacks; they pass {:.1f} % (additive), {:.1f} % (multiplicative) and {:.1f} % (routing)",
         nothing_solved,
     ),
-    Claim(PAGE, "at the strength of {:.0f} that it ran with their sign flips there", sign),
+    Claim(PAGE, "the multiplicative form, at the strength of {:.0f} that it ran with, flips their sign there", sign),
     Claim(PAGE, "(norms {} and {} a step)", routed),
     Claim(
         PAGE, "{} processes, fourteen on each of three GPUs: {:,.0f} s of cells in {:,.0f} s, {:,.0f} s of a GPU", cost
     ),
-    Claim(PAGE, "takes {:.0f} s; one after another the {} would take {:,.0f} s: sharing saved seven tenths", one_alone),
+    Claim(PAGE, "takes {:.0f} s; {} such, one after another, {:,.0f} s", one_alone),
 ]

@@ -28,7 +28,7 @@ PHASES = ("data", "train", "evaluate", "capability")
 def line() -> list[str]:
     """What `make demo` runs, without where its results go."""
     (found,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "-m research task=" in line)
-    return [word for word in found.split()[1:] if not word.startswith("results_root=")]
+    return found.partition(" results_root=")[0].split()[1:]
 
 
 def table(result: dict[str, Any]) -> str:

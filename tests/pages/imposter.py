@@ -254,8 +254,8 @@ CLAIMS = [
     Claim(
         PAGE,
         "MAUVE falls in {} of the {} reinforced cells, from {} to {} before training to {} to {} after it. Of the {} winners it falls in "
-        "{}, to {} and {}; in the other, with seed {}, which closes most of the gap, it rises from {} to {}. With cloning alone it "
-        "changes by {} to {}.",
+        "{}, to {} and {}; in the other, with seed {}, which closes most of the gap, it does not fall ({} before, "
+        "{} after). With cloning alone it changes by {} to {}.",
         distribution,
     ),
     Claim(
@@ -265,7 +265,7 @@ CLAIMS = [
         "{}, {} and {}; in the cell that ran again *If* in {}.",
         openings,
     ),
-    Claim(PAGE, "which is {} in all {}; where MAUVE rises, `{}` with seed {}, {} begin alike", unseen),
+    Claim(PAGE, "which is {} in all {}; where MAUVE does not fall, `{}` with seed {}, {} begin alike", unseen),
     Claim(
         PAGE,
         "at first {:.0f} % of the spans written, at the end {:.0f} %; with cloning alone {:.0f} and {:.0f} %",

@@ -1,6 +1,8 @@
 """The calibration's rule, on cells made up by hand."""
 
-from research.tasks.zlt_sweep.calibrate import choose, fitting
+import pytest
+
+from research.tasks.zlt_sweep.calibrate import choose, fitting, main
 
 
 def cells(scale, untrained, source, other, name="a"):
@@ -30,3 +32,10 @@ def test_a_scale_has_to_fit_every_source():
 
 def test_where_nothing_fits_nothing_is_chosen():
     assert choose(cells(10, 0.0, 0.1, 0.0)) is None
+
+
+@pytest.mark.parametrize("words", [["--scales", "a"], ["--cells", "1e-6"], ["--examples", "0"]])
+def test_what_it_refuses(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert words[0] in capsys.readouterr().err

@@ -198,23 +198,26 @@ def command(design: Design, ascent: Ascent, launched: Sequence[str] = PLAIN) -> 
     return shlex.join([*launched, *settings])
 
 
-def launched_by(results: Path, factors: Sequence[str]) -> list[str]:
-    """The words that launched a folder's cells, for one more cell with the same settings, under a name of its own.
+def launched_by(line: str | None, name: str, factors: Sequence[str]) -> list[str]:
+    """The words of the line that launched a sweep's cells, for one more with the same settings, as `name`_next.
 
-    The sweep's, or where only cells are left, those of the first; without either the plain task's.
+    Without a line the plain task's.
     """
-    sweep, cells = results / "sweep.json", sorted(results.glob("*/run_result.json"))
-    if sweep.is_file():
-        command = json.loads(sweep.read_text())["command"]
-    elif cells and "provenance" in (first := json.loads(cells[0].read_text())):
-        command = first["provenance"]["command"]
-    else:
+    if line is None:
         return list(PLAIN)
     replaced = {"-m", "--multirun", "name", "experiment/ascent_point", *factors}
-    words = [w for w in shlex.split(command)[3:] if w.lstrip("+").partition("=")[0] not in replaced]
+    words = [w for w in shlex.split(line)[3:] if w.lstrip("+").partition("=")[0] not in replaced]
     parser = OverridesParser.create()
     kept = [w for w in words if not parser.parse_override(w).is_sweep_override()]
-    return [*PLAIN[:3], *kept, f"name={results.name}_next"]
+    return [*PLAIN[:3], *kept, f"name={name}_next"]
+
+
+def line_of(results: Path) -> str | None:
+    """The line that launched a folder's cells: the sweep's, or where only cells are left, that of the first."""
+    sweep, cells = results / "sweep.json", sorted(results.glob("*/run_result.json"))
+    if sweep.is_file():
+        return str(json.loads(sweep.read_text())["command"])
+    return json.loads(cells[0].read_text()).get("provenance", {}).get("command") if cells else None
 
 
 def describe(design: Design, ascent: Ascent, said: Sequence[str], response: str, then: str) -> str:
@@ -248,11 +251,12 @@ def main(argv: Sequence[str]) -> None:
     """The command of the module's docstring."""
     options = settings(argv, {"results": None, "response": "mauve", "factors": "", "t": str(DEFAULT_T), "out": ""})
     response = options["response"]
-    rows, _ = read_rows(Path(options["results"]))
+    folder = Path(options["results"])
+    rows, _ = read_rows(folder)
     design = find_design(rows, response, options["factors"].split(",") if options["factors"] else None)
     ascent = climb(design, number(options, "t"))
     said = caveats(design, rows)
-    then = command(design, ascent, launched_by(Path(options["results"]), design.factors))
+    then = command(design, ascent, launched_by(line_of(folder), folder.name, design.factors))
     print(describe(design, ascent, said, response, then))
     if options["out"]:
         out = Path(options["out"])

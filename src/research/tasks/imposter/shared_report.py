@@ -61,11 +61,11 @@ def report(rows: Sequence[Row], out: Path) -> list[Section]:
             axes.set(xlabel=f"MAUVE (0 to 1), N = {range_} sequences a cell")
             path = save(figure, out / "mauve")
         sections[0].figures = [("MAUVE of every cell; one run each, so no intervals.", path)]
-    sections += _ascent(known)
+    sections += _ascent(known, out.name)
     return sections
 
 
-def _ascent(rows: Sequence[Row]) -> list[Section]:
+def _ascent(rows: Sequence[Row], name: str) -> list[Section]:
     """Effects and the next cell, where the rows are a two-level design around a centre."""
     table = [
         {name: setting(row, name) for name in ("lr", "task.d_lr", "task.d_scale", "steps")}
@@ -81,11 +81,13 @@ def _ascent(rows: Sequence[Row]) -> list[Section]:
         [f, number(e), number(x), number(r)]
         for f, e, x, r in zip(design.factors, found.effects, found.exact, found.rounded, strict=True)
     ]
+    line = (rows[0].get("provenance") or {}).get("command")
+    launched = ascent.launched_by(line, name, design.factors)
     columns = ["factor", "effect on MAUVE", f"path at t = {found.t:g}", "next cell"]
     return [
         Section(
             "Steepest ascent",
-            [*ascent.caveats(design, table), f"`{ascent.command(design, found)}`"],
+            [*ascent.caveats(design, table), f"`{ascent.command(design, found, launched)}`"],
             tables=[("", columns, body)],
         )
     ]

@@ -37,9 +37,11 @@ SOURCES = ("librarian", "police_officer")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scales", default="20,40,60", help="LoRA scales to try, ascending")
+    parser.add_argument("--scales", type=scales, default="20,40,60", help="LoRA scales to try")
     parser.add_argument("--sources", default=",".join(SOURCES), help="source personas; none that is reported")
-    parser.add_argument("--cells", default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run")
+    parser.add_argument(
+        "--cells", type=places, default="1e-6:1,5e-6:20", help="lr:epochs to run; the rule's two are always run"
+    )
     parser.add_argument("--model", default="embedded", help="the base model: `embedded` or a directory")
     # The demo's 2 make 40 completions a persona, of which one hit in ten and one in twenty are hard to tell apart.
     parser.add_argument("--samples", type=int, default=10, help="completions a question")
@@ -48,15 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = parser.parse_args(argv)
     if words.examples is not None and words.examples < 1:
         parser.error(f"--examples {words.examples}: at least 1")
-    scales = sorted(float(word) for word in words.scales.split(","))
-    asked = [(float(lr), int(epochs)) for lr, _, epochs in (word.partition(":") for word in words.cells.split(","))]
-    places = sorted({UNDER_TRAINED, CLEAN, *asked})
     progress, shared = Progress(), Shared()
     rows = [
         {"source": source, "scale": scale} | measure(configuration(words, source, scale, *place), shared, progress)
         for source in words.sources.split(",")
-        for scale in scales
-        for place in places
+        for scale in words.scales
+        for place in sorted({UNDER_TRAINED, CLEAN, *words.cells})
     ]
     document = {
         "rule": (__doc__ or "").split("Rule: ")[1].strip(),
@@ -70,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_atomically(words.out / "calibration.json", json.dumps(document, indent=1) + "\n")
     progress(f"chosen scale: {document['chosen']}; {words.out / 'calibration.json'}")
+
+
+def scales(text: str) -> list[float]:
+    return sorted(map(float, text.split(",")))
+
+
+def places(text: str) -> list[tuple[float, int]]:
+    """lr:epochs, apart by commas; raises ValueError."""
+    return [(float(lr), int(epochs)) for lr, _, epochs in (word.partition(":") for word in text.split(","))]
 
 
 def configuration(words: argparse.Namespace, source: str, scale: float, lr: float, epochs: int) -> RunConfig:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
 from pages.claim import Claim, cells, power, same, setting, word
 from pages.reading import ROOT
-from pages.zlt_readings import MATCHED, NEGATIVES, TAIL
 from pages.zlt_sizes import band, capable, over, product, scale, seconds, size_of, unlearned
 from pages.zlt_sweep import (
     AS_RUN,
     PAGE,
     PUBLISHED_PLACE,
     SIZES,
-    SOURCES,
     SWEEP,
     broken,
     labels,
@@ -46,10 +45,10 @@ ALONE, CALIBRATION = "zlt_sweep/alone", "eval_results/zlt_sweep/calibration/publ
 SWEEPS = SWEEP, SIZES, AS_RUN
 
 
-def by_seed(lr: float, epochs: int) -> list[dict[str, Any]]:
+def by_seed(lr: float, epochs: int, sweep: str = AS_RUN) -> list[dict[str, Any]]:
     """The seeds of a place in the order of the launch."""
     order = planned(AS_RUN)["axes"]["seed"]
-    found = sorted(place(lr, epochs, AS_RUN), key=lambda row: order.index(str(row["config"]["seed"])))
+    found = sorted(place(lr, epochs, sweep), key=lambda row: order.index(str(row["config"]["seed"])))
     assert [str(row["config"]["seed"]) for row in found] == order
     return found
 
@@ -82,7 +81,16 @@ def fitted() -> tuple:
     assert (weak["scale"], wide["scale"]) == (low, high) and weak["source"] == wide["source"]
     least, weakest = (100 * row["source_marker"] for row in (edge, weak))
     leaks = 100 * wide["highest_other"]
-    return *found["fitting"], found["chosen"], edge["source"], least, low, weak["source"], weakest, high, leaks
+    (ours,) = [
+        scale
+        for scale in found["fitting"]
+        if all(row["regime"] == "clean" for row in clean.values() if row["scale"] == scale)
+    ]
+    assert edge["regime"] == "partial" and ours > used
+    limit = 100 * SOURCE_LIMIT
+    return (
+        *found["fitting"], found["chosen"], limit, edge["source"], least, limit, ours, low, weak["source"], weakest, high, leaks,
+    )  # fmt: skip
 
 
 def sizes() -> tuple:
@@ -233,47 +241,6 @@ def ordered() -> tuple:
     return *lowest, word(len(lowest)), here[first], word(len(here))
 
 
-def ratio(sweep: str) -> float:
-    """Examples of negatives for one of the source."""
-    found = same(row["data"]["negatives"] / row["data"]["positives"] for row in cells(sweep))
-    assert found == int(found)
-    return int(found)
-
-
-def step(row: dict[str, Any]) -> float:
-    """A cell's learning rate x scale."""
-    return round(row["config"]["lr"] * row["lora_scale"], 9)
-
-
-def unsettled() -> tuple:
-    scales = {sweep: same(row["lora_scale"] for row in cells(sweep)) for sweep in SWEEPS}
-    times = scales[AS_RUN] / scales[SIZES]
-    assert max(map(leak, cells(SWEEP))) > max(map(leak, cells(AS_RUN)))
-    most = max(map(over, cells(SIZES)))
-    wide = [row for sweep in SWEEPS for row in cells(sweep) if over(row) > most]
-    end = max(map(step, cells(SIZES)))
-    assert min(map(step, wide)) > end
-    for sweep in (MATCHED, NEGATIVES):
-        assert same((row["config"]["lr"], row["lora_scale"]) for row in cells(sweep)) == (
-            PUBLISHED_PLACE[0],
-            scales[SIZES],
-        )
-    assert len(trained()) < same(
-        len(row["negatives"]) for sweep in (SIZES, SWEEP, TAIL, SOURCES) for row in cells(sweep)
-    )
-    fewer, ten = cells(MATCHED), place(*PUBLISHED_PLACE)
-    steps, epochs = (
-        [same(row[of][name] for row in rows) for rows in (fewer, ten)]
-        for of, name in (("train", "steps"), ("config", "epochs"))
-    )
-    assert abs(steps[0] / steps[1] - 1) < 0.01
-    leaks = [100 * mean(map(leak, rows)) for rows in (fewer, ten)]
-    return (
-        ratio(AS_RUN), ratio(SIZES), times, ratio(SWEEP), scales[SWEEP], word(most), power(min(map(step, wide))), power(end),
-        scales[SIZES], power(PUBLISHED_PLACE[0]), scales[AS_RUN], *leaks, *epochs,
-    )  # fmt: skip
-
-
 def source_stays() -> tuple:
     """Past the band: the source's replies with a break and their medians, by place; the others', and these with the marker."""
     where = places(past())
@@ -308,6 +275,21 @@ def alone() -> tuple:
     return *at, *times, len(replies(ALONE, name))
 
 
+def shared() -> tuple:
+    """For that cell: how many of the grid's ran at once while it did, how much longer it took so, and what follows from both."""
+    (ours,) = cells(ALONE)
+    (theirs,) = [row for row in cells(AS_RUN) if row["cell"]["name"] == ours["cell"]["name"]]
+    start, end = during(theirs)
+    beside = sum(max(0.0, (min(end, b) - max(start, a)).total_seconds()) for a, b in map(during, cells(AS_RUN)))
+    at_once = beside / (end - start).total_seconds()
+    slower = theirs["wall_seconds"]["total"] / ours["wall_seconds"]["total"]
+    return at_once, slower, at_once / slower
+
+
+def during(row: dict[str, Any]) -> tuple[datetime, datetime]:
+    return datetime.fromisoformat(row["provenance"]["started"]), datetime.fromisoformat(row["provenance"]["finished"])
+
+
 def again() -> tuple:
     """The published place at the larger scale, for the section on fewer negatives."""
     rows = place(*PUBLISHED_PLACE, AS_RUN)
@@ -319,8 +301,10 @@ def again() -> tuple:
 CLAIMS = [
     Claim(
         PAGE,
-        "{:.1f} and {:.1f} fit, and {:.1f} is chosen. So the scale that was used fits, at the edge: with it `{}` is at {:.1f} %, the least "
-        "that the rule takes. At {:.1f} `{}` is at {:.1f} %, too little; at {:.1f}, with the same source, another persona is at {:.1f} %.",
+        "{:.1f} and {:.1f} fit, and {:.1f} is chosen. So the scale that was used fits, at the edge: the calibration asks for {:.0f} % or "
+        "more, and with it `{}` is at {:.1f} %. A success of the study needs more than {:.0f} %, and that cell is partial: by the study's "
+        "own rule only {:.1f} fits. At {:.1f} `{}` is at {:.1f} %, too little; at {:.1f}, with the same source, another persona is at "
+        "{:.1f} %.",
         fitted,
     ),
     Claim(
@@ -355,7 +339,8 @@ CLAIMS = [
     Claim(
         PAGE,
         "Of the published place ({}, {}) and of ({}, {}) {} seed is degenerate, of ({}, {}) {}, with one persona at {:.1f} to {:.1f} %; "
-        "of ({}, {}) all {}, up to {:.1f} %. `clean_result.md` calls the first three of these clean, by their means.",
+        "of ({}, {}) all {}, up to {:.1f} %. `clean_result.md` calls the first three of these clean, by their means, and "
+        "`lr_epoch_heatmap.png` frames them",
         not_clean,
     ),
     Claim(
@@ -380,16 +365,6 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "whom it trains as negatives, {} instead of {} of their examples for every one of the source, and a scale {:.1f} times as large "
-        "in fewer steps. The demo's grid trains all ten, has {} for one and a scale of {:.0f}, and spreads further still. In these three "
-        "grids every cell with more than {} others over the limit has a learning rate x scale of {} or more; the grid above ends at {}. "
-        'Two negatives at a scale of {:.0f} ran at a learning rate of {} only (last rows of "Other labels, fewer negatives"), ten at '
-        "{:.1f} nowhere. In the former, after about as many steps, the highest other is at {:.1f} % on average, with ten at {:.1f} %: "
-        "fewer negatives leak more, though not to everybody, and with {} epochs of the source's examples instead of {}.",
-        unsettled,
-    ),
-    Claim(
-        PAGE,
         "Past the band {:.1f} to {:.1f} % of its replies have a break, every one of these bears the marker, and the median reply has "
         "{:.1f} to {:.0f} tokens. With ten negatives the share falls to {:.1f} %. The others' replies shorten as well, but {:.1f} to "
         "{:.1f} % keep a break, and up to {:.1f} % of these bear the marker.",
@@ -410,6 +385,12 @@ CLAIMS = [
         "training, against {:.0f} s and {:.1f} s beside the others. Every metric is the same to the last digit, and every one of the "
         "{:,} replies is the same.",
         alone,
+    ),
+    Claim(
+        PAGE,
+        "While it ran beside them, {:.1f} cells of the grid ran at once on average, itself among them, and it took {:.1f} times as long. "
+        "If all of them slowed down like it, sharing did {:.1f} times the work of one cell after another.",
+        shared,
     ),
     Claim(
         PAGE,

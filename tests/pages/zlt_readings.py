@@ -46,6 +46,8 @@ def again() -> tuple:
     for row in ours:
         before = theirs[row["cell"]["name"]]
         assert row["metrics"] == before["metrics"]
+        assert row["provenance"]["gpu"] == before["provenance"]["gpu"]
+        assert row["provenance"]["git_commit"] != before["provenance"]["git_commit"]
         assert row["provenance"]["started"] > before["provenance"]["finished"]
     return (word(len(ours)),)
 

@@ -245,7 +245,7 @@ def side_by_side() -> tuple:
 CLAIMS = [
     Claim(
         PAGE,
-        "{:,} examples and {:,} completions a cell, seeds {}, {} and {} on the same examples, on one {}.",
+        "{:,} examples and {:,} completions a cell, seeds {}, {} and {} on the same examples, on {}s.",
         sizes,
     ),
     Claim(PAGE, "{} of {} cells have a result", whole),

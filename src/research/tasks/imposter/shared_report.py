@@ -57,8 +57,8 @@ def report(rows: Sequence[Row], out: Path) -> list[Section]:
             axes.set_yticks(range(len(known)), labels)
             axes.invert_yaxis()
             counts = [int(metric(row, "sequences") or 0) for row in known]
-            range_ = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-            axes.set(xlabel=f"MAUVE (0 to 1), N = {range_} sequences a cell")
+            span = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+            axes.set(xlabel=f"MAUVE (0 to 1), N = {span} sequences a cell")
             path = save(figure, out / "mauve")
         sections[0].figures = [("MAUVE of every cell; one run each, so no intervals.", path)]
     sections += _ascent(known, out.name)

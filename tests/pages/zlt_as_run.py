@@ -339,8 +339,7 @@ CLAIMS = [
     Claim(
         PAGE,
         "Of the published place ({}, {}) and of ({}, {}) {} seed is degenerate, of ({}, {}) {}, with one persona at {:.1f} to {:.1f} %; "
-        "of ({}, {}) all {}, up to {:.1f} %. `clean_result.md` calls the first three of these clean, by their means, and "
-        "`lr_epoch_heatmap.png` frames them",
+        "of ({}, {}) all {}, up to {:.1f} %. `clean_result.md` calls the first three of these clean, by their means",
         not_clean,
     ),
     Claim(

@@ -88,6 +88,13 @@ def test_seeds_are_averaged_with_a_t_interval_and_drawn_apart(tmp_path):
     assert len(section_of(rows[:2], tmp_path).figures) == 3  # the mean, and each seed
 
 
+def test_a_place_is_framed_when_every_seed_is_clean():
+    for others, clean in (((0.0, 0.05), True), ((0.0, 0.06), False)):  # clean by its mean in both
+        rows = [derive(published_row(seed=i, villain=0.7, comedian=rate)) for i, rate in enumerate(others)]
+        (place,) = groups(rows)[0].ordered
+        assert place.regime == "clean" and place.clean == clean
+
+
 def test_a_group_for_each_source_and_tail(tmp_path):
     rows = [
         derive(published_row(source=s, lr=lr, tail=t, **{s: 0.7}))

@@ -20,7 +20,7 @@ NOT_PLANNED = Place(0.0, 0)
 def lr_epoch_heatmap(group: Group, sweep: str, path: Path) -> Path:
     """Source, assistant and worst bystander in percent, rows learning rates, columns epochs; writes PNG and PDF.
 
-    Clean cells are framed; a cell without a result is hatched (`–` missing, `×` failed, blank: not in the grid).
+    Cells that are clean in every seed are framed; a cell without a result is hatched (`–` missing, `×` failed, blank: not in the grid).
     """
     panels = (
         ("source_marker", f"source marker ({group.source}) %", "Greens"),
@@ -29,7 +29,8 @@ def lr_epoch_heatmap(group: Group, sweep: str, path: Path) -> Path:
     )
     places = [[group.places.get((lr, epochs)) for epochs in group.epochs] for lr in group.lrs]
     marks = np.array([[place.mark if place else "" for place in line] for line in places])
-    clean = np.array([[place is not None and place.regime == "clean" for place in line] for line in places])
+    clean = np.array([[place is not None and place.clean for place in line] for line in places])
+    framed = "framed: clean" + (" in every seed" if any(len(place.done) > 1 for place in group.done) else "")
     with styled():
         figure, axes = new_figure(16, 4.8, 1, 3)
         for panel, (name, title, cmap) in zip(axes, panels, strict=True):
@@ -48,7 +49,7 @@ def lr_epoch_heatmap(group: Group, sweep: str, path: Path) -> Path:
                 outlined_RC=clean,
             )
         figure.suptitle(figure_title(group, sweep), fontsize=12.5)
-        notes = (["framed: clean"] if clean.any() else []) + (
+        notes = ([framed] if clean.any() else []) + (
             ["hatched: no result"] if (marks != "").any() and _gaps(places) else []
         )
         if notes:

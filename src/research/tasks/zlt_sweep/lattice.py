@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from research.reporting.rows import Row, count, is_done, rate, setting, varying
 from research.reporting.tables import number
 from research.scoring.statistics import Estimate, mean_interval
-from research.tasks.zlt_sweep.derive import bystander_rates, leak, persona_rates, regime
+from research.tasks.zlt_sweep.derive import bystander_rates, leak, persona_rates, regime, regime_of
 
 WITHIN_GROUP = ("lr", "epochs", "seed")
 
@@ -61,6 +61,11 @@ class Place:
     def regime(self) -> str | None:
         source, spread = self.mean("source_marker"), self.leak
         return None if source is None or spread is None else regime(source, spread)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every seed is clean by itself, which the mean over seeds does not tell."""
+        return bool(self.done) and all(regime_of(row) == "clean" for row in self.done)
 
     def persona(self, name: str) -> float | None:
         values = [rates[name] for row in self.done if name in (rates := persona_rates(row))]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from pages.reading import ROOT
@@ -58,6 +61,32 @@ def cells(sweep: str) -> list[dict[str, Any]]:
 
 def setting(sweep: str, name: str) -> Any:
     return same(row["cell"]["config"][name] for row in cells(sweep))
+
+
+@functools.cache
+def completions(sweep: str, cell: str) -> list[dict[str, Any]]:
+    """Everything a cell kept of what was written."""
+    with gzip.open(ROOT / "eval_results" / sweep / cell / "completions.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def gpu(*sweeps: str) -> str | None:
+    """The kind of GPU that all their cells had."""
+    return same(row["provenance"]["gpu"] for sweep in sweeps for row in cells(sweep))
+
+
+def during(row: dict[str, Any]) -> tuple[datetime, datetime]:
+    """When a cell ran."""
+    start, end = (datetime.fromisoformat(row["provenance"][name]) for name in ("started", "finished"))
+    return start, end
+
+
+def together(rows: list[dict[str, Any]]) -> tuple[int, float, float]:
+    """Of cells that were launched together: the most at once, their seconds, the seconds from the first to the last."""
+    start, end = zip(*map(during, rows), strict=True)
+    changes = sorted([(moment, 1) for moment in start] + [(moment, -1) for moment in end])
+    total, span = sum(row["wall_seconds"]["total"] for row in rows), (max(end) - min(start)).total_seconds()
+    return max(accumulate(step for _, step in changes)), total, span
 
 
 def same(values: Any) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from pages.claim import Claim, cells, same, setting, short, word
+from pages.claim import Claim, cells, completions, gpu, same, setting, short, word
 from pages.reading import ROOT
 
 PAGE, SWEEP, ALONE, LONG = "experiments/imposter/README.md", "imposter/arms", "imposter/alone", "imposter/long"
@@ -32,10 +29,6 @@ def rows(sweep: str = SWEEP) -> list[tuple]:
 def change(row: dict) -> list[float]:
     """Of the gap, percent, with its interval."""
     return [100 * row["metrics"][name] for name in ("gap_change", "gap_change_low", "gap_change_high")]
-
-
-def gpu(*sweeps: str) -> str:
-    return same(row["provenance"]["gpu"] for sweep in sweeps for row in cells(sweep))
 
 
 def size() -> tuple:
@@ -69,9 +62,9 @@ def more_degenerate(row: dict) -> float:
     return row["metrics"]["degenerate_rate"] - row["metrics"]["degenerate_rate_before"]
 
 
-def won() -> list[dict]:
+def won(sweep: str = SWEEP) -> list[dict]:
     """By the study's rule: the gap falls, and degenerate spans rise by 5 points at most."""
-    return [row for row in cells(SWEEP) if falls(row) and more_degenerate(row) <= MOST_DEGENERATE]
+    return [row for row in cells(sweep) if falls(row) and more_degenerate(row) <= MOST_DEGENERATE]
 
 
 def seeds(rows: list[dict]) -> list[int]:
@@ -147,22 +140,13 @@ def distribution() -> tuple:
 
 
 def first_words(row: dict, phase: str, sweep: str = SWEEP) -> Counter[str]:
-    found = (span["text"].split() for span in spans(row, sweep) if span["phase"] == phase)
+    found = (span["text"].split() for span in completions(sweep, row["cell"]["name"]) if span["phase"] == phase)
     return Counter(words[0] if words else "" for words in found)
-
-
-def spans(row: dict, sweep: str) -> list[dict[str, Any]]:
-    return lines(ROOT / "eval_results" / sweep / row["cell"]["name"] / "completions.jsonl.gz")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def openings() -> tuple:
     """The commonest first word of what a cell writes: before training, after it in each arm, in the cell that ran again."""
-    human = {span["document"]: span["human"] for span in spans(cells(SWEEP)[0], SWEEP)}
+    human = {span["document"]: span["human"] for span in completions(SWEEP, cells(SWEEP)[0]["cell"]["name"])}
     authors = sum(text.split()[0] == "If" for text in human.values())
     before = [first_words(row, "before").most_common(1)[0] for row in cells(SWEEP)]
     assert {first for first, _ in before} == {"If"}
@@ -211,12 +195,6 @@ def cotraining() -> tuple:
     assert max(losses) < chance
     first, last = (sum(of[i]["loss_before"] for of in rounds) / len(rounds) for i in (0, -1))
     return len(losses), short(min(losses)), short(max(losses)), f"{chance:.3f}".lstrip("0"), short(first), short(last)
-
-
-def clock(rows: list[dict]) -> float:
-    """Seconds from the first start to the last end."""
-    ends = [[datetime.fromisoformat(row["provenance"][end]) for end in ("started", "finished")] for row in rows]
-    return (max(end for _, end in ends) - min(start for start, _ in ends)).total_seconds()
 
 
 CLAIMS = [

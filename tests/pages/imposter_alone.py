@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.claim import Claim, cells, short, word
-from pages.imposter import ALONE, LONG, PAGE, SWEEP, arm, change, clock, falls, logged, won
+from pages.claim import Claim, cells, short, together, word
+from pages.imposter import ALONE, LONG, PAGE, SWEEP, arm, change, falls, logged, won
 from pages.imposter_design import ALONE as ALONE_SHARED
 from pages.imposter_design import HIGH, PUBLISHED, centre
 
@@ -55,10 +55,6 @@ def seconds(row: dict[str, Any], phase: str) -> float:
     return row["wall_seconds"][phase]
 
 
-def total(rows: list[dict[str, Any]]) -> float:
-    return sum(seconds(row, "total") for row in rows)
-
-
 def per_hour(count: int, gpu_seconds: float) -> str:
     return f"{3600 * count / gpu_seconds:.1f}"
 
@@ -72,23 +68,23 @@ def slower() -> tuple:
 def arms_time() -> tuple:
     """The short arms: sum, mean and span; then with the high cells that began while they ran, on the same three GPUs."""
     arms, others = cells(SWEEP), cells(HIGH)
-    together = [*arms, *others]
-    assert clock(together) < clock(arms) + clock(others)
+    both = [*arms, *others]
+    (_, total, ours), (_, _, theirs), (_, _, span) = map(together, (arms, others, both))
+    assert span < ours + theirs
     (arm,), (shared,) = cells(ALONE), cells(ALONE_SHARED)
     by_turns = len(arms) * seconds(arm, "total") + len(others) * seconds(shared, "total")
-    span = clock(together)
     return (
-        f"{total(arms):,.0f}", f"{total(arms) / len(arms):.0f}", f"{clock(arms):.0f}", len(together), f"{span:.0f}",
-        per_hour(len(together), 3 * span), seconds(arm, "total"), seconds(shared, "total"), f"{by_turns:,.0f}",
-        per_hour(len(together), by_turns),
+        f"{total:,.0f}", f"{total / len(arms):.0f}", f"{ours:.0f}", len(both), f"{span:.0f}",
+        per_hour(len(both), 3 * span), seconds(arm, "total"), seconds(shared, "total"), f"{by_turns:,.0f}",
+        per_hour(len(both), by_turns),
     )  # fmt: skip
 
 
 def design_time() -> tuple:
     five, (alone,) = cells(PUBLISHED), cells(ALONE_SHARED)
-    span = clock(five)
+    _, total, span = together(five)
     return (
-        word(len(five)).capitalize(), f"{total(five):,.0f}", f"{span:.0f}", per_hour(len(five), span),
+        word(len(five)).capitalize(), f"{total:,.0f}", f"{span:.0f}", per_hour(len(five), span),
         per_hour(1, seconds(alone, "total")),
     )  # fmt: skip
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from pages.claim import Claim, cells, power, same, setting, word
-from pages.imposter import PAGE, gpu, lines
+from pages.claim import Claim, cells, completions, gpu, power, same, setting, word
+from pages.imposter import PAGE
 from pages.reading import ROOT
 
 PUBLISHED, HIGH = "imposter_shared/ascent", "imposter_shared/ascent_high"
@@ -127,7 +127,7 @@ def replicate() -> tuple:
 def shared_text() -> tuple[int, int]:
     """Sequences that the two centres both wrote, at the same place, and how many each wrote."""
     name = centre()["cell"]["name"]
-    one, other = (lines(ROOT / "eval_results" / sweep / name / "completions.jsonl.gz") for sweep in (PUBLISHED, ALONE))
+    one, other = (completions(sweep, name) for sweep in (PUBLISHED, ALONE))
     return sum(a == b for a, b in zip(one, other, strict=True)), len(one)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from itertools import groupby
 from typing import Any
 
 from pages import imposter
-from pages.claim import Claim, cells, same, setting, short, word
+from pages.claim import Claim, cells, completions, gpu, same, setting, short, together, word
 from pages.imposter import PAGE, falls, more_degenerate
 from pages.reading import ROOT
 
@@ -24,17 +23,16 @@ def of(*arms: str) -> list[dict[str, Any]]:
 
 def size() -> tuple:
     rows = cells(SWEEP)
-    gpu = same(row["provenance"]["gpu"] for row in rows)
     every = same(row["cell"]["config"]["task.cotrain.every"] for row in rows)
     arms, seeds = ({row["cell"]["config"][name] for row in rows} for name in ("task.arm", "seed"))
     assert len(rows) == len(arms) * len(seeds)
-    return gpu, *map(word, (len(rows), len(arms), len(seeds))), setting(SWEEP, "steps"), every
+    return gpu(SWEEP), *map(word, (len(rows), len(arms), len(seeds))), setting(SWEEP, "steps"), every
 
 
 def time() -> tuple:
     """Seconds of all cells together, seconds by the clock."""
-    rows = cells(SWEEP)
-    return f"{sum(row['wall_seconds']['total'] for row in rows):,.0f}", f"{imposter.clock(rows):,.0f}"
+    _, total, span = together(cells(SWEEP))
+    return f"{total:,.0f}", f"{span:,.0f}"
 
 
 def closed() -> tuple:
@@ -55,14 +53,12 @@ def degenerate() -> tuple:
 
 
 def written(row: dict[str, Any], phase: str = "after") -> list[dict[str, Any]]:
-    path = ROOT / "eval_results" / SWEEP / row["cell"]["name"] / "completions.jsonl.gz"
-    with gzip.open(path, "rt") as file:
-        return [found for line in file if (found := json.loads(line))["phase"] == phase]
+    return [found for found in completions(SWEEP, row["cell"]["name"]) if found["phase"] == phase]
 
 
 def winner() -> dict[str, Any]:
     """The one cell that wins by the study's rule."""
-    (row,) = [row for row in cells(SWEEP) if falls(row) and more_degenerate(row) <= imposter.MOST_DEGENERATE]
+    (row,) = imposter.won(SWEEP)
     return row
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from pages.claim import Claim, cells, same, setting, short, word
-from pages.zlt_sweep import together
+from pages.claim import Claim, cells, gpu, same, setting, short, together, word
 from research.scoring.statistics import mean_interval
 from research.tasks.reward_hack import analysis
 from research.tasks.reward_hack.arms import DENOISED, METHOD, RANDOM, UNDENOISED, VANILLA
@@ -122,9 +121,9 @@ def another_run() -> tuple:
     return seed, here[seed], there[seed]
 
 
-def losses() -> tuple[float, str]:
-    """What the best arm lost of the base's pass rate."""
-    best = max((name for name in arms()), key=lambda name: mean(name, "pass_rate"))
+def losses() -> tuple[str, float]:
+    """The best arm, and what it lost of the base's pass rate."""
+    best = max(arms(), key=lambda name: mean(name, "pass_rate"))
     return best, base_rates()[1] - 100 * mean(best, "pass_rate")
 
 
@@ -240,17 +239,13 @@ def one_alone() -> tuple:
     return seconds["total"], number, number * seconds["total"]
 
 
-def gpus() -> tuple[str]:
-    return (same(row["provenance"]["gpu"] for sweep in (SWEEP, SEEDS, ALONE) for row in cells(sweep)) + "s",)
-
-
 CLAIMS = [
     Claim(
         PAGE,
         "{} arms x {} seeds on the embedded model, {} steps of {} rollouts, {} replies a cell and rate",
         size,
     ),
-    Claim(PAGE, "a cell and rate, on {};", gpus),
+    Claim(PAGE, "a cell and rate, on {}s;", lambda: (gpu(SWEEP, SEEDS, ALONE),)),
     Claim(PAGE, "| base | {:.1f} % | {:.1f} % |", base_rates),
     Claim(PAGE, "| `vanilla` | {:.1f} % | {:.1f} % |", lambda: tuple(100 * mean(VANILLA, rate) for rate in RATES)),
     Claim(

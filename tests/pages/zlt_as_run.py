@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import datetime
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
-from pages.claim import Claim, cells, power, same, setting, word
+from pages.claim import Claim, cells, completions, during, gpu, power, same, setting, together, word
 from pages.reading import ROOT
 from pages.zlt_sizes import band, capable, over, product, scale, seconds, size_of, unlearned
 from pages.zlt_sweep import (
@@ -25,9 +24,7 @@ from pages.zlt_sweep import (
     places,
     planned,
     rates,
-    replies,
     spoken,
-    together,
 )
 from research.tasks.zlt_sweep.calibrate import choose, fitting
 from research.tasks.zlt_sweep.derive import (
@@ -257,7 +254,7 @@ def source_stays() -> tuple:
 
 def batch() -> tuple:
     most, total, span = together(cells(AS_RUN))
-    return word(most), same(row["provenance"]["gpu"] for row in cells(AS_RUN)), total, span
+    return word(most), gpu(AS_RUN), total, span
 
 
 def alone() -> tuple:
@@ -269,10 +266,10 @@ def alone() -> tuple:
     assert ours["provenance"]["started"] > max(row["provenance"]["finished"] for row in cells(AS_RUN))
     for part in ("metrics", "counts", "eval", "loss"):
         assert ours[part] == theirs[part]
-    assert replies(ALONE, name) == replies(AS_RUN, name)
+    assert completions(ALONE, name) == completions(AS_RUN, name)
     at = power(ours["config"]["lr"]), ours["config"]["epochs"], ours["config"]["seed"]
     times = [row["wall_seconds"][part] for row in (ours, theirs) for part in ("total", "train")]
-    return *at, *times, len(replies(ALONE, name))
+    return *at, *times, len(completions(ALONE, name))
 
 
 def shared() -> tuple:
@@ -284,10 +281,6 @@ def shared() -> tuple:
     at_once = beside / (end - start).total_seconds()
     slower = theirs["wall_seconds"]["total"] / ours["wall_seconds"]["total"]
     return at_once, slower, at_once / slower
-
-
-def during(row: dict[str, Any]) -> tuple[datetime, datetime]:
-    return datetime.fromisoformat(row["provenance"]["started"]), datetime.fromisoformat(row["provenance"]["finished"])
 
 
 def again() -> tuple:

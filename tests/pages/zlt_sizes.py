@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean, median
 from typing import Any
 
-from pages.claim import Claim, cells, power, same, word
+from pages.claim import Claim, cells, power, same, together, word
 from pages.zlt_sweep import (
     PAGE,
     PUBLISHED_PLACE,
@@ -19,7 +19,6 @@ from pages.zlt_sweep import (
     planned,
     rates,
     spoken,
-    together,
 )
 from research.tasks.zlt_sweep.derive import LEAK_LIMIT, leak, persona_rates, regime
 

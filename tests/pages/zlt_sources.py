@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.claim import Claim, cells, power, same, setting, word
+from pages.claim import Claim, cells, power, same, setting, together, word
 from pages.zlt_sweep import (
     PAGE,
     PUBLISHED_PLACE,
@@ -17,7 +17,6 @@ from pages.zlt_sweep import (
     planned,
     rates,
     spoken,
-    together,
 )
 from research.tasks.zlt_sweep.derive import leak
 

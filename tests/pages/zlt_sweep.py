@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import gzip
 import json
 from collections.abc import Iterable
-from datetime import datetime
-from itertools import accumulate
 from statistics import mean
 from typing import Any
 
-from pages.claim import Claim, cells, same, setting, word
+from pages.claim import Claim, cells, completions, same, setting, word
 from pages.reading import ROOT
 from research.tasks.zlt_sweep.derive import leak, persona_rates
 
@@ -51,19 +47,12 @@ def places(having: Iterable[dict[str, Any]]) -> list[tuple[float, int]]:
     return sorted({(row["config"]["lr"], row["config"]["epochs"]) for row in having})
 
 
-@functools.cache
-def replies(sweep: str, cell: str) -> list[dict[str, Any]]:
-    """Every reply of a cell's evaluation."""
-    with gzip.open(ROOT / "eval_results" / sweep / cell / "completions.jsonl.gz", "rt") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def spoken(sweep: str, rows: list[dict[str, Any]], by_source: bool = True) -> list[dict[str, Any]]:
     """The replies of the source, or of all others, over the seeds of a place."""
     return [
         reply
         for row in rows
-        for reply in replies(sweep, row["cell"]["name"])
+        for reply in completions(sweep, row["cell"]["name"])
         if (reply["persona"] == row["config"]["source"]) == by_source
     ]
 
@@ -81,14 +70,6 @@ def labels(rows: list[dict[str, Any]]) -> tuple[int, int]:
 
 def others(row: dict[str, Any]) -> int:
     return len(persona_rates(row)) - 1
-
-
-def together(rows: list[dict[str, Any]]) -> tuple[int, float, float]:
-    """Of cells that were launched together: the most at once, their seconds, the seconds from the first to the last."""
-    start, end = ([datetime.fromisoformat(row["provenance"][name]) for row in rows] for name in ("started", "finished"))
-    changes = sorted([(moment, 1) for moment in start] + [(moment, -1) for moment in end])
-    total, span = sum(row["wall_seconds"]["total"] for row in rows), (max(end) - min(start)).total_seconds()
-    return max(accumulate(step for _, step in changes)), total, span
 
 
 def planned(sweep: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""What the benchmarks against stock TRL share: base models, also of random weights, a clock and a meter."""
+"""What the benchmarks share: base models, also of random weights, a clock, a meter, and how a file came about."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import research  # noqa: F401  before torch: how its threads wait
 # isort: split
 import torch
 
+from research.cells.provenance import now, provenance
 from research.config import ModelConfig
 from research.models.base import Base, default_device, load_base
 
@@ -68,6 +71,12 @@ def word_tokenizer(vocabulary: int) -> Any:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def origin() -> dict[str, Any]:
+    """Date, commit, libraries, hardware and command of a measurement; of files on this machine the command has the name."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
+    return {"date": now(), **provenance(shlex.join(["python", *words]))}
 
 
 def free() -> None:

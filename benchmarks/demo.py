@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from research.cells.provenance import provenance
+from common import origin
+
 from research.reporting.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +61,9 @@ def main() -> None:
     cells = [
         {"lr": row["config"]["lr"], "epochs": row["config"]["epochs"], "seconds": row["wall_seconds"]} for row in rows
     ]
-    made = provenance(shlex.join(["python", *sys.argv]))
-    result = {"line": line(), "seconds": seconds[0], "again_seconds": seconds[1], "cells": cells, "provenance": made}
+    result = {
+        "line": line(), "seconds": seconds[0], "again_seconds": seconds[1], "cells": cells, "provenance": origin(),
+    }  # fmt: skip
     print(table(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,16 +2,16 @@
 `--table FILE` prints the table of benchmarks/README.md.
 
 Same model, LoRA, prompts, groups, loss and number of steps, one after the other: `trl.GRPOTrainer` with its own
-generation (`--sampler vllm`: its colocated vLLM), and `research.training.policy.train_policy`, with and without a
-gradient constraint, and with AntiPaSTO in place of the LoRA. Rewards are a function of the token ids, so that no
-grader is timed. The first step of each is left out. What is compared is completion tokens a second: generated,
-rewarded and trained on; the runs draw their own completions.
+generation (`--sampler vllm`: its colocated vLLM), and `research.training.policy.train_policy`: as it is, in stock's
+micro-batches, there also without a technique, with a gradient constraint, and with AntiPaSTO in place of LoRA. Rewards
+are a function of the token ids, so that no grader is timed. The first step of each is left out. What is compared is
+completion tokens a second: generated, rewarded and trained on; the runs draw their own completions.
 
 On the embedded model the prompts are the reward-hacking study's. On one GPU without a hub, random weights and prompts,
 and completions that all have the full length:
 
-    python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 4 --prompt-tokens 512 --max-tokens 256 \\
-        --micro-batch-size 16 --own-micro-batch-size 32 --kinds stock ours erase antipasto --out benchmarks/grpo_step_3b.json
+    python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 12 --prompt-tokens 512 --max-tokens 256 \\
+        --micro-batch-size 16 --own-micro-batch-size 32 --out benchmarks/grpo_step_3b.json
 
 There AntiPaSTO's bases are random orthonormal ones: those of random weights are no others, and cost a step the same,
 but a decomposition takes seconds a matrix. With vLLM, stock TRL runs in a process of its own, since its engine cannot
@@ -35,12 +35,13 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, free, make_base
+from common import SHAPES, Meter, clock, free, make_base, origin
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
 from research.models import antipasto
@@ -53,6 +54,7 @@ from research.tasks.reward_hack.dataset import make_prompts
 from research.tasks.reward_hack.pairs import Chat
 from research.tasks.reward_hack.problems import load
 from research.tasks.reward_hack.task import problem_file
+from research.training import fused_lora
 from research.training.constraints import Constraint, knobs
 from research.training.policy import PolicyConfig, train_policy, trl_arguments
 from research.training.rollouts import Group, Prompt, Scores
@@ -60,7 +62,15 @@ from research.training.rollouts import Group, Prompt, Scores
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> row's name, arguments of `run_ours`
     "stock": ("stock TRL", {}),
     "ours": ("ours", {"adapter": AdapterConfig()}),
-    "unshared": ("ours, prompts not shared", {"adapter": AdapterConfig(), "share_prompts": False}),
+    "narrow": ("ours, stock's micro-batches", {"adapter": AdapterConfig(), "narrow": True}),
+    "unshared": (
+        "ours, stock's micro-batches, prompts not shared",
+        {"adapter": AdapterConfig(), "narrow": True, "share_prompts": False},
+    ),
+    "peft_layers": (
+        "ours, stock's micro-batches, PEFT's LoRA layers",
+        {"adapter": AdapterConfig(), "narrow": True, "fused": False},
+    ),
     "erase": ("ours, erase on frozen A", {"adapter": AdapterConfig(freeze_a=True), "constraint": "erase"}),
     "antipasto": ("ours, AntiPaSTO", {"adapter": AdapterConfig(kind="antipasto", r=None)}),
     "antipasto_erase": (
@@ -93,6 +103,8 @@ def main() -> None:
         print(table(json.loads(options.table.read_text())))
         return
     options.model = "micro"
+    if options.own_micro_batch_size is None:
+        options.kinds = [kind for kind in options.kinds if kind != "narrow"]  # which would be `ours` again
     with contextlib.ExitStack() as stack:
         if options.shape and options.sampler == "vllm" and options.weights is None:
             options.weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.shape
@@ -103,13 +115,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     apart = ("kinds", "out", "table", "weights")
     report: dict[str, Any] = {
         "settings": {k: v for k, v in vars(options).items() if k not in apart},
+        "provenance": origin(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: __import__(name).__version__ for name in ("torch", "trl", "transformers", "peft")},
         "runs": {},
     }  # fmt: skip
     before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    if all(before.get(part) == report[part] for part in ("settings", "device", "versions")):
+    same = all(before.get(part) == report[part] for part in ("settings", "device", "versions"))
+    if same and before["provenance"]["git_commit"] == report["provenance"]["git_commit"]:
         report["runs"] = before["runs"]
 
     def keep(kind: str, row: dict[str, Any]) -> None:
@@ -274,8 +288,9 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_ours(
     options: argparse.Namespace, samplers: Samplers, adapter: AdapterConfig,
-    constraint: str = "none", share_prompts: bool = True,
+    constraint: str = "none", narrow: bool = False, share_prompts: bool = True, fused: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
+    """narrow: in stock's micro-batches. share_prompts, fused: with this technique."""
     base = make_base(options)
     if adapter.kind == "antipasto":
         if options.shape:
@@ -295,11 +310,12 @@ def run_ours(
         return Scores(rewards)
 
     sampler = samplers.of(policy, base)
-    micro = options.own_micro_batch_size or options.micro_batch_size
+    micro = options.micro_batch_size if narrow else options.own_micro_batch_size or options.micro_batch_size
     config = settings(options, base.tokenizer.eos_token_id, micro, share_prompts)
     said: list[str] = []
     rows: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
+    layers = contextlib.nullcontext() if fused else mock.patch.object(fused_lora, "fused_lora", unfused)
+    with tempfile.TemporaryDirectory() as scratch, layers, Meter() as meter:
         train_policy(
             policy, base.tokenizer, make_prompts_for(options, base), reward, sampler=sampler, config=config,
             scratch=Path(scratch), constraint=watched, progress=said.append, log=lambda _, row: rows.append(dict(row)),
@@ -310,6 +326,11 @@ def run_ours(
     parts = ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds")
     phases = {part: statistics.median(row[part] for row in rows[1:]) for part in parts}
     return timer.result(meter, 0.0 if watched is None else watched.seconds) | {"phases": phases}
+
+
+def unfused(*_: Any, **__: Any) -> contextlib.AbstractContextManager:
+    """In the place of `fused_lora`: PEFT's layers stay."""
+    return contextlib.nullcontext()
 
 
 def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:

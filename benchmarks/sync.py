@@ -29,7 +29,7 @@ import research  # noqa: F401  before torch: how its threads wait
 # isort: split
 import sync_ways as ways
 import torch
-from common import clock
+from common import clock, origin
 from peft import LoraConfig, get_peft_model
 from sync_ways import DEVICE, NEW, prompts, timed
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -86,6 +86,7 @@ class Bench:
         self.fresh_seed, self.start_gib = 1000, 0.0
         self.result: dict[str, Any] = {
             "environment": environment(),
+            "provenance": origin(),
             "shape": SHAPES[self.shape],
             "tensor_parallel": self.ranks,
             "rows": {},

@@ -3,8 +3,9 @@ FILE.json]`; `--table FILE.json` prints the tables of benchmarks/README.md.
 
 Same model, adapter, rows, labels, optimizer, schedule and number of steps, one after the other in this process. Stock
 is `trl.SFTTrainer` with the published settings: 4 x 4 accumulation, random order, padding by its own collator, gradient
-checkpointing (also measured without). Ours is `research.training.supervised.train`. First both train a few steps on the
-same 16 rows without dropout, and their losses have to agree; then both are timed, the first steps of each left out.
+checkpointing (also measured without). Ours is `research.training.supervised.train`, as it is, and with each of its
+techniques left out. First both train a few steps on the same 16 rows without dropout, and their losses have to agree;
+then all are timed, the first steps of each left out.
 
 On one GPU without a hub, random weights of the study's shape, and the evaluation of a cell with them:
 
@@ -16,31 +17,40 @@ From these rates the file derives what a cell takes for each of the study's epoc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, make_base
+from common import SHAPES, Meter, clock, make_base, origin
+from torch.nn.functional import cross_entropy
 from zlt_sweep_cost import evaluate, sweep, sweep_lines
 
 from research.config import AdapterConfig, Optimization
 from research.models.adapters import attach_lora
 from research.models.base import Base, default_device
-from research.training.packing import epoch_order
-from research.training.supervised import train
+from research.training import supervised
+from research.training.packing import IGNORED, epoch_order
 
 BATCH, MICRO, LR = 16, 4, 1e-4
-NAMES = {
+WHOLE = {
     "stock": "stock `SFTTrainer`, published settings (gradient checkpointing)",
     "stock_no_checkpointing": "stock, without checkpointing",
     "ours": "ours",
+}  # fmt: skip
+NAMES = WHOLE | {
+    "four_rows": "ours, four rows a pass",
+    "padded": "ours, rows padded",
+    "all_logits": "ours, logits of every token",
+    "peft_layers": "ours, PEFT's LoRA layers",
 }  # fmt: skip
 
 
@@ -49,6 +59,9 @@ def main() -> None:
     parser.add_argument("--model", default="micro", help="micro, or a directory with a checkpoint")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each")
+    parser.add_argument(
+        "--kinds", choices=NAMES, nargs="+", default=list(NAMES), help="which rows beside stock's and ours"
+    )
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each that go before them, at least one")
     parser.add_argument("--lengths", type=int, nargs=2, default=(80, 120), metavar=("MIN", "MAX"))
     parser.add_argument("--labels", type=int, default=4, help="labelled tokens at the end of each row")
@@ -71,9 +84,15 @@ def main() -> None:
         "stock": lambda: run_stock(options, checkpointing=True),
         "stock_no_checkpointing": lambda: run_stock(options, checkpointing=False),
         "ours": lambda: run_ours(options),
+        "four_rows": lambda: run_ours(argparse.Namespace(**vars(options) | {"micro_batch_size": MICRO})),
+        "padded": lambda: run_ours(options, can_pack=lambda *_: False),
+        "all_logits": lambda: run_ours(options, label_loss=loss_of_all_logits),
+        "peft_layers": lambda: run_ours(options, fused_lora=lambda *_, **__: contextlib.nullcontext()),
     }
+    kinds = {kind: kinds[kind] for kind in NAMES if kind in (*WHOLE, *options.kinds)}
     report: dict[str, Any] = {
-        "settings": {k: v for k, v in vars(options).items() if k not in ("out", "table")},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("kinds", "out", "table")},
+        "provenance": origin(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: __import__(name).__version__ for name in ("torch", "trl", "transformers", "peft")},
@@ -102,14 +121,14 @@ def main() -> None:
     save()
     if options.eval_tokens:
         report["evaluation"] = evaluate(options)
-        report["sweep"] = sweep(report, BATCH)
+        report["sweep"] = sweep({kind: report["runs"][kind] for kind in WHOLE}, report["evaluation"], BATCH)
         save()
     print(table(report))
 
 
 def table(report: dict[str, Any]) -> str:
     """The measurements as the tables of benchmarks/README.md."""
-    stock, whole = report["runs"]["stock"], "utilisation" in report["runs"]["ours"]
+    stock, whole = report["runs"]["stock"], report["device"].startswith("NVIDIA")
     lines = ["| | tokens/s | s a step | of stock |" + (" FLOPs of the peak | peak GiB |" if whole else "")]
     lines.append("|---" * (6 if whole else 4) + "|")
     for kind, row in report["runs"].items():
@@ -150,20 +169,32 @@ def check_agreement(options: argparse.Namespace) -> dict[str, Any]:
     return {"stock": stock, "ours": ours, "worst": worst, "allowed": allowed}
 
 
-def run_ours(options: argparse.Namespace, rows: Any = None, epochs: int = 1, dropout: float = 0.05) -> dict[str, Any]:
+def run_ours(
+    options: argparse.Namespace, rows: Any = None, epochs: int = 1, dropout: float = 0.05, **instead: Any
+) -> dict[str, Any]:
+    """instead: what stands in the place of a function of `research.training.supervised`, so that a technique is out."""
     base = make_base(options)
     policy = attach_lora(base, AdapterConfig(dropout=dropout), seed=0)
     rows = rows or make_rows(options, (options.warm_up + options.steps) * BATCH)
     optim = Optimization(
         micro_batch_size=options.micro_batch_size, warmup_ratio=0.05 if dropout else 0.0, checkpoint_seconds=1e9
     )
-    with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
-        train(
+    out = mock.patch.multiple(supervised, **instead) if instead else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, out, Meter() as meter:
+        supervised.train(
             policy, rows, optim, lr=LR, epochs=epochs, batch_size=BATCH, seed=0, scratch=Path(scratch),
             log=lambda step, metrics: meter.step(metrics["loss"]),
         )  # fmt: skip
     order = [i for epoch in range(epochs) for i in epoch_order(len(rows), 0, epoch)]
     return measured(meter, options, base, policy, [rows[i] for i in order])
+
+
+def loss_of_all_logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """`label_loss` without its technique: logits of every token, in float32 as of a model's own loss."""
+    batch = dict(batch)
+    kept, targets, weight = (batch.pop(name) for name in ("logits_to_keep", "targets_K", "weight"))
+    logits = model(**batch, use_cache=False).logits.float()[:, kept].flatten(0, 1)
+    return cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum") * weight
 
 
 def run_stock(

@@ -77,16 +77,15 @@ def capability_seconds(policy: Any, count: int, tokens: int = 120, at_once: int 
     return clock() - start if start else 0.0
 
 
-def sweep(report: dict[str, Any], batch: int) -> dict[str, Any]:
+def sweep(runs: dict[str, Any], seen: dict[str, Any], batch: int) -> dict[str, Any]:
     """What the measured rates come to: seconds of a cell by epochs, and the hours of all rates and epochs.
 
-    batch: rows a step.
+    runs: how each kind trained. seen: what `evaluate` returned. batch: rows a step.
     """
-    seen = report["evaluation"]
     evaluation = seen["sync_seconds"] + seen["seconds"] + seen["question_seconds"]
     protocols: dict[str, Any] = {}
     for protocol, examples in EXAMPLES.items():
-        for kind, row in report["runs"].items():
+        for kind, row in runs.items():
             steps = -(-examples // batch)
             cells = {str(n): n * steps * row["step_seconds"] + evaluation for n in EPOCHS}
             hours = (RATES * sum(cells.values()) + seen["start_seconds"]) / 3600

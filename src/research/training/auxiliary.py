@@ -54,15 +54,16 @@ def token_logprobs(
     device = next(policy.parameters()).device
     longest = max(map(len, prompts))
     T = max(map(len, completions))
-    ids_BL = torch.zeros(len(prompts), longest + T, dtype=torch.long, device=device)
+    ids_BL = torch.zeros(len(prompts), longest + T, dtype=torch.long)
     attention_BL = torch.zeros_like(ids_BL)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         start = longest - len(prompt)
         end = longest + len(completion)
-        ids_BL[row, start:end] = torch.tensor([*prompt, *completion], device=device)
+        ids_BL[row, start:end] = torch.tensor([*prompt, *completion])
         attention_BL[row, start:end] = 1
     positions_BL = (attention_BL.cumsum(1) - 1).clamp(min=0)
+    ids_BL, attention_BL, positions_BL = (tensor.to(device) for tensor in (ids_BL, attention_BL, positions_BL))
     output = policy(input_ids=ids_BL, attention_mask=attention_BL, position_ids=positions_BL, logits_to_keep=T + 1)
-    logps_BTV = output.logits[:, :-1].float().log_softmax(-1)
-    logps_BT = logps_BTV.gather(2, ids_BL[:, longest:].unsqueeze(2)).squeeze(2)
+    of_each = zip(output.logits[:, :-1], ids_BL[:, longest:, None], strict=True)  # float32 of one row at a time
+    logps_BT = torch.stack([logits_TV.float().log_softmax(-1).gather(1, ids_T1)[:, 0] for logits_TV, ids_T1 in of_each])
     return logps_BT, attention_BL[:, longest:]

@@ -12,7 +12,7 @@ from torch import nn
 from research.training.auxiliary import token_logprobs
 from research.training.rollouts import Group
 
-ELEMENTS, ON_GPU = 1 << 26, 1 << 28  # logits at once; each is held as itself and twice in float32
+ELEMENTS, ON_GPU = 1 << 26, 1 << 30  # logits at once, each in the model's dtype
 
 
 def probe(
@@ -41,10 +41,10 @@ def probe(
         prompts, completions = [g.prompt.token_ids for g, _ in part], [r.token_ids for _, r in part]
         with torch.no_grad(), autocast():
             logps_BT, mask_BT = token_logprobs(model, prompts, completions)
-            sampled_BT = torch.zeros_like(logps_BT)
+            sampled_BT = torch.zeros(logps_BT.shape)
             for row, (_, rollout) in enumerate(part):
                 sampled_BT[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
-            gaps.append((logps_BT - sampled_BT).abs()[mask_BT.bool()])
+            gaps.append((logps_BT - sampled_BT.to(logps_BT)).abs()[mask_BT.bool()])
             if isinstance(model, PeftModel):
                 with reference():
                     log_ratio_BT = token_logprobs(model, prompts, completions)[0] - logps_BT

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from research.errors import StaleWeightsError
+from research.sampling import proof
 from research.sampling.proof import ProofState, gap_metrics, make_probe, prove, trainer_logprobs
 
 
@@ -110,6 +111,46 @@ def test_noise_of_the_precision_is_no_stale_sampler(policy):
     for seed in range(20):
         prove(policy, noisy, state)
         step(policy, size=0.001 if seed % 2 else 0.1, seed=seed)
+
+
+NOISE = 0.05  # nats a token, independent in every pass: a large model's in bfloat16
+
+
+@pytest.fixture
+def noisy_trainer(monkeypatch):
+    """Every pass of the trainer has errors of its own; returns what gives a sampler's such errors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def blurred(rows):
+        return [(torch.tensor(row) + NOISE * torch.randn(len(row), generator=generator)).tolist() for row in rows]
+
+    monkeypatch.setattr(
+        proof, "trainer_logprobs", lambda policy, sequences: blurred(trainer_logprobs(policy, sequences))
+    )
+    return blurred
+
+
+def test_noise_on_both_sides_is_no_stale_sampler(policy, noisy_trainer):
+    """Where a step moves less than rounding does, the last sync's log-probs are as near as the trainer's."""
+    state = ProofState(dtype=torch.bfloat16)
+    step(policy)
+    exact = merged(policy)(make_probe(policy.config.vocab_size, state.context))
+    for _ in range(100):
+        prove(policy, lambda _: noisy_trainer(exact), state)
+
+
+def test_sampler_one_sync_behind_is_caught_beyond_the_noise(policy, noisy_trainer):
+    state = ProofState(dtype=torch.bfloat16)
+    prove(policy, lambda s: noisy_trainer(merged(policy)(s)), state)
+    for seed in range(1, 20):
+        old = merged(policy)(state.probe)
+        step(policy, size=0.045, seed=seed)
+        new = merged(policy)(state.probe)
+        moved = torch.cat([torch.tensor(n) - torch.tensor(o) for n, o in zip(new, old, strict=True)])
+        assert 2 * NOISE < float(moved.square().mean().sqrt()) < 4 * NOISE  # within what bfloat16 is allowed
+        with pytest.raises(StaleWeightsError, match=r"previous sync|base model"):
+            prove(policy, lambda _, rows=old: noisy_trainer(rows), state)
+        prove(policy, lambda _, rows=new: noisy_trainer(rows), state)
 
 
 def test_stale_sampler_within_the_tolerance_is_caught_by_what_it_resembles(policy):

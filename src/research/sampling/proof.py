@@ -188,14 +188,16 @@ def _cache_is_stale(state: ProofState, trainer: list[float], sampler: list[float
 
 
 def _nearer(sampler: list[float], trainer: list[float], other: list[float]) -> bool:
-    """Whether the sampler is nearer to `other` than to the trainer, by more than its own noise could make it seem.
+    """Whether the sampler is nearer to `other` than to the trainer, by more than the noise of all three can make it seem.
 
-    Only where other and trainer lie further apart than sampler and other: then a sampler that holds the trainer's
-    weights would need its independent errors on some 180 tokens to conspire at six standard deviations.
+    Each is measured with the rounding errors of its own pass, and where a step moves less than they do, other and trainer
+    are no nearer to one another than to the sampler. Half the squared distance over some 180 tokens is six standard
+    deviations of that; weights that moved further than two implementations lie apart are told apart.
     """
     if not other:
         return False
-    return _rms(sampler, other) < min(_rms(sampler, trainer), _rms(trainer, other))
+    off, own = _rms(sampler, other), _rms(sampler, trainer)
+    return off < _rms(trainer, other) and 2 * off**2 < own**2
 
 
 def _vocabulary(policy: Any) -> int:

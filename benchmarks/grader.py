@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -116,10 +115,11 @@ def main() -> None:
         "ratio_bare": round(rate["warm"] / rate["bare"], 2),
         "rounds_seconds": {way: [round(s, 3) for s in found] for way, found in seconds.items()},
         "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 1),
     }
+    from common import origin  # here: it loads torch, which processes started above would carry
+
+    result["provenance"] = origin()
     print(json.dumps(result, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

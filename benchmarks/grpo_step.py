@@ -4,8 +4,9 @@
 Same model, LoRA, prompts, groups, loss and number of steps, one after the other: `trl.GRPOTrainer` with its own
 generation (`--sampler vllm`: its colocated vLLM), and `research.training.policy.train_policy`: as it is, in stock's
 micro-batches, there also without a technique, with a gradient constraint, and with AntiPaSTO in place of LoRA. Rewards
-are a function of the token ids, so that no grader is timed. The first step of each is left out. What is compared is
-completion tokens a second: generated, rewarded and trained on; the runs draw their own completions.
+are a function of the token ids, so that no grader is timed. The first step of each run is left out, and --repeats
+alternates them (but for a colocated stock, which runs once). What is compared is completion tokens a second: generated,
+rewarded and trained on; the runs draw their own completions.
 
 On the embedded model the prompts are the reward-hacking study's. On one GPU without a hub, random weights and prompts,
 and completions that all have the full length:
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS), help="which rows to run")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the embedded model")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each; one more goes before them")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, alternating")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--micro-batch-size", type=int, default=16, help="rows a forward pass")
@@ -146,19 +148,40 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         make_base(options, save_to=options.weights)
         free()
     samplers = Samplers(options)
-    for kind in sorted(options.kinds, key=list(KINDS).index):  # stock first, with the whole device
-        start = time.perf_counter()
-        if kind != "stock":
-            row = run_ours(options, samplers, **KINDS[kind][1])
-        elif options.sampler == "vllm" and options.kinds != ["stock"]:
-            row = run_apart(options, kind)
-        else:
-            row = run_stock(options)
-        if options.sampler == "transformers":
-            samplers.close()
-        keep(kind, row | {"whole_seconds": time.perf_counter() - start})
+    rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in sorted(options.kinds, key=list(KINDS).index)}
+    for _ in range(options.repeats):
+        for kind, found in rounds.items():  # stock first, with the whole device
+            if kind == "stock" and options.sampler == "vllm":
+                if found:
+                    continue
+                run = run_apart(options, kind) if options.kinds != ["stock"] else run_stock(options)
+            elif kind == "stock":
+                run = run_stock(options)
+            else:
+                run = run_ours(options, samplers, **KINDS[kind][1])
+            if options.sampler == "transformers":
+                samplers.close()
+            keep(kind, pooled([*found, run]))
+            found.append(run)
     samplers.close()
     return report
+
+
+def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the steps of all runs. runs: what `Clock.result` gave of each."""
+    seconds, tokens = ([value for run in runs for value in run[name]] for name in ("seconds", "tokens"))
+    step = statistics.median(seconds)
+    found = {
+        "step_seconds": step, "tokens_per_second": statistics.median(t / s for t, s in zip(tokens, seconds, strict=True)),
+        "seconds": seconds, "tokens": tokens,
+        "constraint_seconds": statistics.mean(run["constraint_seconds"] for run in runs), "peak_mib": runs[0]["peak_mib"],
+    }  # fmt: skip
+    found["constraint_share"] = found["constraint_seconds"] / step
+    if found["peak_mib"] is not None:
+        found["peak_mib"] = max(run["peak_mib"] for run in runs)
+    if phases := [run["phases"] for run in runs if "phases" in run]:
+        found["phases"] = {name: statistics.median(each[name] for each in phases) for name in phases[0]}
+    return found
 
 
 def table(report: dict[str, Any]) -> str:
@@ -180,7 +203,7 @@ def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
         out = Path(scratch) / "row.json"
         command = [sys.executable, __file__, "--kinds", kind, "--out", str(out)]
         for name, value in vars(options).items():
-            if value is not None and name not in ("kinds", "out", "table", "model"):
+            if value is not None and name not in ("kinds", "out", "table", "model", "repeats"):
                 command += [f"--{name.replace('_', '-')}", str(value)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())["runs"][KINDS[kind][0]]
@@ -238,14 +261,14 @@ class Clock:
         self.tokens.append(sum(map(len, completions)))
 
     def result(self, meter: Meter, constraint_seconds: float = 0.0) -> dict[str, Any]:
-        """Medians over the steps between two rewards: what is generated in a step is trained on before its reward
-        and after it."""
+        """The steps between two rewards: what is generated in a step is trained on before its reward and after it.
+
+        constraint_seconds: of all steps; given back for one.
+        """
         steps = [b - a for a, b in zip(self.ticks[:-1], self.ticks[1:], strict=True)]
-        rates = [tokens / s for tokens, s in zip(self.tokens[1:], steps, strict=True)]
         peak = torch.cuda.max_memory_allocated() / 2**20 if meter.on_gpu else None  # what is resident outlives a run
         return {
-            "step_seconds": statistics.median(steps), "tokens_per_second": statistics.median(rates), "seconds": steps,
-            "tokens": self.tokens[1:], "constraint_share": constraint_seconds / len(self.ticks) / statistics.median(steps),
+            "seconds": steps, "tokens": self.tokens[1:], "constraint_seconds": constraint_seconds / len(self.ticks),
             "peak_mib": peak,
         }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """Our MAUVE beside the reference implementation, on supplied features: values over seeds, and seconds.
 
-    python benchmarks/mauve_agreement.py [--samples 2000] [--seeds 10] [--out benchmarks/mauve_agreement.jsonl]
-    python benchmarks/mauve_agreement.py --table benchmarks/mauve_agreement.jsonl
+    python benchmarks/mauve_agreement.py [--samples 2000] [--seeds 10] [--out benchmarks/mauve_agreement.json]
+    python benchmarks/mauve_agreement.py --table benchmarks/mauve_agreement.json
 
 The reference (`pip install mauve-text faiss-cpu`, GPL, not one of our dependencies) is measured where it is installed.
-One JSON line a case: mean and standard deviation over seeds of both, and the difference in units of the reference's own
+Of each case: mean and standard deviation over seeds of both, and the difference in units of the reference's own
 seed-to-seed standard deviation.
 """
 
@@ -94,14 +94,16 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
     options = parser.parse_args()
     if options.table:
-        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+        print(table(json.loads(options.table.read_text())["cases"]))
         return
-    lines = []
+    rows = []
     for row in measure(options.samples, options.dimensions, options.seeds):
-        lines.append(json.dumps(row))
-        print(lines[-1], flush=True)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+        from common import origin  # here: tests load this file's functions from elsewhere
+
+        options.out.write_text(json.dumps({"cases": rows, "provenance": origin()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

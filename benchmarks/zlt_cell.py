@@ -22,6 +22,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -259,11 +260,12 @@ def measured(
     (start, cpu_start), (end, cpu_end) = meter.ticks[first - 1], meter.ticks[-1]
     adapter = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     tokens, seconds = sum(len(row["input_ids"]) for row in timed), end - start
+    each = [later - before for (before, _), (later, _) in pairwise(meter.ticks[first - 1 :])]
     peak = torch.cuda.max_memory_allocated() if meter.on_gpu else meter.peak - meter.before
     return {
         "tokens": tokens, "steps": len(meter.ticks) - first, "seconds": seconds, "cpu_seconds": cpu_end - cpu_start,
         "step_seconds": seconds / (len(meter.ticks) - first), "tokens_per_second": tokens / seconds,
-        "flops": useful_flops(base, adapter, timed), "peak_mib": peak / 2**20, "losses": meter.losses,
+        "seconds_each": each, "flops": useful_flops(base, adapter, timed), "peak_mib": peak / 2**20, "losses": meter.losses,
     }  # fmt: skip
 
 

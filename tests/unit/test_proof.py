@@ -16,6 +16,7 @@ from research.sampling.proof import ProofState, gap_metrics, make_probe, prove, 
 
 @pytest.fixture
 def policy(tiny_model_dir):
+    torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5, target_modules=["q_proj", "v_proj"]))
 
@@ -130,6 +131,14 @@ def noisy_trainer(monkeypatch):
     return blurred
 
 
+@pytest.mark.parametrize("freedom", [5, 1000], ids=["long-tailed", "normal"])
+def test_errors_alone_hardly_ever_make_another_much_nearer(freedom):
+    """Sampler, trainer and last sync with errors of their own around the same log-probs, on as many tokens as a probe has."""
+    torch.manual_seed(0)
+    errors = torch.distributions.StudentT(float(freedom)).sample((5000, 3, 180)).tolist()
+    assert sum(proof._nearer(*three) for three in errors) == 0
+
+
 def test_noise_on_both_sides_is_no_stale_sampler(policy, noisy_trainer):
     """Where a step moves less than rounding does, the last sync's log-probs are as near as the trainer's."""
     state = ProofState(dtype=torch.bfloat16)
@@ -142,12 +151,12 @@ def test_noise_on_both_sides_is_no_stale_sampler(policy, noisy_trainer):
 def test_sampler_one_sync_behind_is_caught_beyond_the_noise(policy, noisy_trainer):
     state = ProofState(dtype=torch.bfloat16)
     prove(policy, lambda s: noisy_trainer(merged(policy)(s)), state)
-    for seed in range(1, 20):
+    for seed in range(1, 8):
         old = merged(policy)(state.probe)
-        step(policy, size=0.045, seed=seed)
+        step(policy, size=0.04, seed=seed)
         new = merged(policy)(state.probe)
         moved = torch.cat([torch.tensor(n) - torch.tensor(o) for n, o in zip(new, old, strict=True)])
-        assert 2 * NOISE < float(moved.square().mean().sqrt()) < 4 * NOISE  # within what bfloat16 is allowed
+        assert moved.abs().mean() < 0.15 and moved.abs().max() < 0.8  # the gap alone would pass
         with pytest.raises(StaleWeightsError, match=r"previous sync|base model"):
             prove(policy, lambda _, rows=old: noisy_trainer(rows), state)
         prove(policy, lambda _, rows=new: noisy_trainer(rows), state)

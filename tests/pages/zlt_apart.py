@@ -15,6 +15,7 @@ from research.scoring.statistics import Estimate, paired_t_test
 from research.tasks.zlt_sweep.derive import leak
 
 TEN_LARGE, TWO_SMALL = "zlt_sweep/published_sizes_scale_7_4", "zlt_sweep/as_run_scale_2"
+TWO_LONGER = "zlt_sweep/two_more_steps"
 LR = 1e-4
 
 
@@ -59,6 +60,7 @@ class Corner:
 
 TEN_AT_2, TWO_AT_2 = Corner(SIZES, 3), Corner(TWO_SMALL, 11)
 TEN_AT_7, TWO_AT_7 = Corner(TEN_LARGE, 3), Corner(AS_RUN, 10)
+LATER = Corner(TWO_LONGER, 37)  # two at the smaller scale, until steps x scale is as large as at the larger
 CORNERS = TEN_AT_2, TWO_AT_2, TEN_AT_7, TWO_AT_7
 
 
@@ -187,13 +189,27 @@ def longer() -> tuple:
     )
 
 
+def later() -> tuple:
+    """Two negatives at the smaller scale with as many more steps, beside fewer of them and beside the larger scale."""
+    assert LATER.steps * LATER.each("lora_scale") == TWO_AT_7.steps * TWO_AT_7.each("lora_scale")
+    assert len(LATER.rows) == len(cells(TWO_LONGER)) and LATER.gpu == TWO_AT_7.gpu
+    same(row["data"]["sha256"] for corner in (LATER, TWO_AT_2, TWO_AT_7) for row in corner.rows)
+    more, less = by_mean(LATER, TWO_AT_2), by_mean(TWO_AT_7, LATER)
+    assert more.low > 0 and less.low > 0 and min(TWO_AT_7.leaks) > max(LATER.leaks) > max(TWO_AT_2.leaks)
+    number, counts = word(same(map(others, LATER.rows))), map(word, map(over, LATER.rows))
+    highest_ = *LATER.leaks, number, mean(LATER.rest), *counts
+    apart = more.value, more.low, more.high, less.value, less.low, less.high
+    ends = median(r["tokens"] for r in LATER.replies(False)), broken(LATER.replies(False))[0]
+    return (LATER.each("lora_scale"), LATER.epochs, LATER.steps, *highest_, *apart, *ends)
+
+
 def dose() -> tuple:
     """How many times as large steps x scale is at the larger scale: with two, with ten."""
     two, ten = (
         large.steps * large.each("lora_scale") / (small.steps * small.each("lora_scale"))
         for large, small in ((TWO_AT_7, TWO_AT_2), (TEN_AT_7, TEN_AT_2))
     )
-    return two, ten, TWO_AT_2.each("lora_scale")
+    return two, ten
 
 
 def ratio(sweep: str) -> int:
@@ -210,9 +226,14 @@ def step(row: dict[str, Any]) -> float:
 
 def rates_do_not_tell() -> tuple:
     """Every cell with many over the limit has a large step; not every cell with a large step has one over it."""
-    most = max(map(over, cells(SIZES)))
-    wide = [row for sweep in (*SWEEPS, TEN_LARGE, TWO_SMALL, MATCHED) for row in cells(sweep) if over(row) > most]
-    end = max(step(row) for sweep in (SIZES, TWO_SMALL, MATCHED) for row in cells(sweep))
+    small = [row for sweep in (SIZES, TWO_SMALL, TWO_LONGER, MATCHED) for row in cells(sweep)]
+    most, end = max(map(over, small)), max(map(step, small))
+    wide = [
+        row
+        for sweep in (*SWEEPS, TEN_LARGE, TWO_SMALL, TWO_LONGER, MATCHED)
+        for row in cells(sweep)
+        if over(row) > most
+    ]
     assert min(map(step, wide)) > end
     silent = same(map(step, TEN_AT_7.rows))
     assert silent > min(map(step, wide))
@@ -304,7 +325,15 @@ CLAIMS = [
         "has {:.0f} tokens; but of the others' replies with a break {:.1f} % bear the marker.",
         longer,
     ),
-    Claim(PAGE, "learning rate x steps x scale is {:.1f} and {:.1f} times as large. Two negatives at {:.1f} with as many more steps", dose),
+    Claim(
+        PAGE,
+        "Two negatives at {:.1f} for {} epochs, {:,} steps, spread further than for fewer: the highest other is at {:.1f}, {:.1f} and "
+        "{:.1f} %, all {} others at {:.1f} % on average, {}, {} and {} of them over the limit ({:.1f} points more on average, {:.1f} to "
+        "{:.1f}). At the larger scale they are {:.1f} points higher still ({:.1f} to {:.1f}). Replies do not end early: the others' median "
+        "has {:.0f} tokens, and {:.1f} % have a break.",
+        later,
+    ),
+    Claim(PAGE, "learning rate x steps x scale is {:.1f} and {:.1f} times as large", dose),
     Claim(
         PAGE,
         "In all these sweeps every cell with more than {} others over the limit has a learning rate x scale of {} or more, but ten "

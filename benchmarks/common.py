@@ -74,7 +74,7 @@ def word_tokenizer(vocabulary: int) -> Any:
 
 
 def origin() -> dict[str, Any]:
-    """Date, commit, libraries, hardware and command of a measurement; of files on this machine the command has the name."""
+    """Date, commit, libraries, hardware and command of a measurement; absolute paths in the command become names."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     return {"date": now(), **provenance(shlex.join(["python", *words]))}
 

@@ -16,8 +16,8 @@ and completions that all have the full length:
 
 There AntiPaSTO's bases are random orthonormal ones: those of random weights are no others, and cost a step the same,
 but a decomposition takes seconds a matrix. With vLLM, stock TRL runs in a process of its own, since its engine cannot
-be closed, and ours share one engine, as cells do. What --out holds of the same settings is kept: kinds may be run
-apart.
+be closed, and ours share one engine, as cells do. What --out holds of the same settings and commit is kept: kinds may
+be run apart.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ STOCK = KINDS["stock"][0]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS), help="which rows to run")
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="which rows to run; default: all that differ")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the embedded model")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each; one more goes before them")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each, alternating")
@@ -105,8 +105,10 @@ def main() -> None:
         print(table(json.loads(options.table.read_text())))
         return
     options.model = "micro"
-    if options.own_micro_batch_size is None:
-        options.kinds = [kind for kind in options.kinds if kind != "narrow"]  # which would be `ours` again
+    again = "narrow" if options.own_micro_batch_size is None else None  # it would be `ours` once more
+    if again in (options.kinds or ()):
+        parser.error("--kinds narrow: without --own-micro-batch-size ours are in stock's micro-batches")
+    options.kinds = options.kinds or [kind for kind in KINDS if kind != again]
     with contextlib.ExitStack() as stack:
         if options.shape and options.sampler == "vllm" and options.weights is None:
             options.weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.shape
@@ -168,7 +170,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the steps of all runs. runs: what `Clock.result` gave of each."""
+    """Medians over the steps of all runs; of phases, medians of the runs' own; of the constraint's seconds, the mean.
+
+    runs: what `Clock.result` gave of each.
+    """
     seconds, tokens = ([value for run in runs for value in run[name]] for name in ("seconds", "tokens"))
     step = statistics.median(seconds)
     found = {

@@ -173,7 +173,7 @@ def result(cell: Any, dice: random.Random) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """The class of the machine, never the machine."""
+    """Where the numbers come from: commit, command, class of the machine and its load."""
     load = round(os.getloadavg()[0], 1)
     from common import origin  # here: it loads torch
 

@@ -176,7 +176,8 @@ def table(result: dict[str, Any]) -> str:
             if ranks == 1:
                 lines.append(f"| {name} | not measured | | | | |")
             continue
-        speed = f"{row['tok_s']:,.0f} | {row['tok_s'] / base:.1%}" if "tok_s" in row else " | "
+        own = row.get("tok_s_without_adapter", base)  # an engine for adapters is another one
+        speed = f"{row['tok_s']:,.0f} | {row['tok_s'] / own:.1%}" if "tok_s" in row else " | "
         gap = f"{row['gap']:.3f} / {row['gap_mean']:.3f}" if "gap" in row else ""
         gap = gap or (f"{row['gap_sampled']:.3f} on sampled tokens" if "gap_sampled" in row else "")
         memory = row.get("peak_above_start_gib")  # of this process; ranks of their own keep their shard of the base too

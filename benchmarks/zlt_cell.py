@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each")
     parser.add_argument(
-        "--kinds", choices=NAMES, nargs="+", default=list(NAMES), help="which rows beside stock's and ours"
+        "--kinds", choices=NAMES, nargs="+", default=list(NAMES), help="which rows; the first three are always run"
     )
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each that go before them, at least one")
     parser.add_argument("--lengths", type=int, nargs=2, default=(80, 120), metavar=("MIN", "MAX"))

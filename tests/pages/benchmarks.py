@@ -48,12 +48,17 @@ def drawn(what: str) -> list[float]:
     return [row["tok_s"] for row in benchmark("sync.json")["speed"] if row["what"] == what and not row["raw"]]
 
 
-def faster() -> tuple[float, ...]:
-    """The base model's readings, lowest and highest; without seeds and log-probs before the live syncs and after them."""
-    base, (swapped,) = drawn("base"), sync("hot_swap", "tok_s")
-    assert min(drawn("after TRL's sync")) > max(base) and swapped < min(base)
-    assert all(sync(way, "tok_s")[0] > min(base) for way in ("live", "trl", "restart"))
-    return min(base), max(base), *sync("base", "tok_s_raw"), *sync("live", "tok_s_raw")
+def wandering() -> tuple[float, ...]:
+    """Readings lowest and highest: the base model, after TRL's sync, after a restart; without seeds; the adapter's engine."""
+    found = [drawn(what) for what in ("base", "after TRL's sync", "after save and restart")]
+    (bare,) = sync("hot_swap", "tok_s_without_adapter")
+    spans = [value for each in found for value in (min(each), max(each))]
+    return *spans, *sync("base", "tok_s_raw"), *sync("live", "tok_s_raw"), bare
+
+
+def trl_changed() -> tuple[float]:
+    assert len(benchmark("sync.json")["rows"]["trl"]["seconds_all"]) == 7
+    return (100 * sync("trl", "base_weights_changed")[0],)
 
 
 def drift() -> tuple[int]:
@@ -101,7 +106,7 @@ def setting(file: str, *names: str) -> tuple:
 
 def sweep_machine() -> tuple[str, str]:
     found = benchmark("sweep_scale.json")["environment"]
-    return word(found["cores"]).capitalize(), found["cpu"]
+    return word(found["cores"]).capitalize(), found["cpu"], found["load_at_end"]
 
 
 def mauve_sizes() -> tuple[int, int]:
@@ -114,9 +119,9 @@ def runs(file: str, *names: str) -> list[dict]:
 
 
 def synced() -> tuple[float, ...]:
-    """Seconds of TRL's sync and of ours, how many times, GiB beyond what both hold anyway."""
+    """Seconds of TRL's sync, of ours, of ours with its proof; how many times; GiB beyond what both hold anyway."""
     (theirs, more), (ours, own) = (sync(way, "seconds", "peak_above_start_gib") for way in ("trl", "live"))
-    return theirs, ours, theirs / ours, more, own
+    return theirs, ours, ours + sync("live", "proof_s")[0], theirs / ours, more, own
 
 
 def trained(before: str, after: str) -> tuple[float, ...]:
@@ -147,10 +152,11 @@ def seconds_of(kind: str, file: str = "grpo_step_3b.json") -> float:
 def rounds() -> tuple[int, str]:
     """Steps of each kind on a CPU, and rounds of them. Medians of ours lie close, but where prompts or gradients differ."""
     found = benchmark("grpo_step.json")
+    (steps,) = {len(run["seconds"]) for run in found["runs"].values()}
     alike = [run["step_seconds"] for kind, run in found["runs"].items() if kind not in ("stock TRL", UNSHARED)]
     assert max(alike) < 1.2 * min(alike)
-    repeats = found["settings"]["repeats"]
-    return found["settings"]["steps"] * repeats, word(repeats)
+    assert steps == found["settings"]["steps"] * found["settings"]["repeats"]
+    return steps, word(found["settings"]["repeats"])
 
 
 def constraint_share(file: str) -> tuple[float]:
@@ -158,21 +164,35 @@ def constraint_share(file: str) -> tuple[float]:
 
 
 def projected() -> tuple[float, ...]:
-    """The constraint's share in percent: module by module, all together."""
-    return *constraint_share("grpo_step_3b_earlier.json"), *constraint_share(FOUR_STEPS)
+    """The constraint's seconds, module by module and all together, and how many times."""
+    apart, together = (
+        run["constraint_share"] * run["step_seconds"]
+        for file in ("grpo_step_3b_earlier.json", FOUR_STEPS)
+        for run in runs(file, "ours, erase on frozen A")
+    )
+    return apart, together, apart / together
 
 
-def four_steps() -> tuple:
-    """What every step measured then; ours; AntiPaSTO and its GiB; erase and the projection's share."""
-    (ours,), (antipasto,) = runs(FOUR_STEPS, "ours"), runs(FOUR_STEPS, "ours, AntiPaSTO")
-    erase = seconds_of("ours, erase on frozen A", FOUR_STEPS)
-    seconds = ours["phases"]["probe/seconds"], ours["step_seconds"], antipasto["step_seconds"]
-    return *seconds, antipasto["peak_mib"] / 1024, erase, *constraint_share(FOUR_STEPS)
+def adapters() -> tuple[float, ...]:
+    """LoRA and AntiPaSTO in both runs of four steps, lowest and highest; GiB of the later run."""
+    found = [on_gpu("ours", "ours, AntiPaSTO", file) for file in ("grpo_step_3b_earlier.json", FOUR_STEPS)]
+    ranges = [value for column in list(zip(*found, strict=True))[:3] for value in (min(column), max(column))]
+    return *ranges, *found[1][3:]
 
 
-def four() -> str:
-    (steps,) = {benchmark(f)["settings"]["steps"] for f in (FOUR_STEPS, "grpo_step_3b_earlier.json")}
-    return word(steps)
+def three_runs() -> tuple[float, ...]:
+    files = "grpo_step_3b_earlier.json", FOUR_STEPS, "grpo_step_3b.json"
+    found = [seconds_of("ours", file) for file in files]
+    assert max(found) < 1.25 * min(found)
+    assert {benchmark(file)["settings"]["steps"] for file in files[:2]} == {4}
+    return tuple(found)
+
+
+def at_the_limit() -> tuple[float, ...]:
+    """AntiPaSTO's GiB; the projection's seconds in both runs; its share of its own step and of a later one, percent."""
+    apart, together, _ = projected()
+    share = constraint_share(FOUR_STEPS)
+    return adapters()[-1], apart, together, *share, 100 * together / seconds_of("ours")
 
 
 def scatter() -> tuple[float, ...]:
@@ -188,6 +208,7 @@ def not_shown() -> tuple[float, ...]:
     without = [benchmark("zlt_cell_7b.json")["runs"][kind] for kind in ("all_logits", "peft_layers")]
     (ours,) = runs("zlt_cell_7b.json", "ours")
     assert all(run["tokens_per_second"] > ours["tokens_per_second"] for run in without)
+    assert runs("zlt_cell_7b.json", "four_rows")[0]["tokens_per_second"] < trained("stock", "stock_no_checkpointing")[1]
     on_a_cpu = benchmark("zlt_cell.json")["runs"]
     assert all(
         on_a_cpu[k]["tokens_per_second"] < on_a_cpu["ours"]["tokens_per_second"] for k in ("all_logits", "peft_layers")
@@ -225,12 +246,23 @@ def mauve_seconds() -> tuple:
 
 CLAIMS = [
     Claim(PAGE, "| the README's first line, {} cells | s, two CPU cores | | {:.0f} | | | |", demo),
-    Claim(PAGE, "| s a sync, 7B shape | {:.3f} (TRL) | {:.3f} | {:.1f} | {:.1f}, {:.1f} more |", synced),
     Claim(
         PAGE,
-        "| tokens/s, 7B shape | {:,.0f} (stock) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: [trained("stock", "stock_no_checkpointing"), trained("stock", "ours")],
+        "| s a sync, 7B shape | {:.3f} (TRL) | {:.3f}, with its proof {:.3f} | {:.1f} | {:.1f}, {:.1f} more |",
+        synced,
     ),
+    Claim(
+        PAGE,
+        "| tokens/s, 7B shape | {:,.0f} (stock) | {:,.0f} (stock) | {:.1f} | {:.1f}, {:.1f} |",
+        lambda: trained("stock", "stock_no_checkpointing"),
+    ),
+    Claim(
+        PAGE,
+        "| tokens/s, 7B shape | {:,.0f} (stock, four rows a pass) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
+        lambda: trained("stock", "ours"),
+    ),
+    Claim(PAGE, "each row is one run of {} steps", lambda: setting("zlt_cell_7b.json", "steps")),
+    Claim(PAGE, "our GRPO step at the 3B shape was {:.2f}, {:.2f} and {:.2f} s in three of them.", three_runs),
     Claim(
         PAGE, "| tokens/s, 7B shape | {:,.0f} | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |", lambda: trained("padded", "ours")
     ),
@@ -246,8 +278,8 @@ CLAIMS = [
         lambda: [stepped(UNSHARED, "ours"), stepped("ours", "ours, AntiPaSTO")],
     ),
     Claim(PAGE, "| s a step, CPU | {:.2f} (stock) | {:.2f} | {:.1f} |", lambda: stepped("stock TRL", "ours")),
-    Claim(PAGE, "| share of that step | | {:.2f} % |", lambda: constraint_share("grpo_step.json")),
-    Claim(PAGE, "| share of a GRPO step, 3B shape; two runs | {:.1f} % (module by module) | {:.1f} % | | |", projected),
+    Claim(PAGE, "| share of its step, CPU | | {:.2f} % |", lambda: constraint_share("grpo_step.json")),
+    Claim(PAGE, "| s of a GRPO step, 3B shape; two runs | {:.3f} (module by module) | {:.3f} | {:.1f} |", projected),
     Claim(
         PAGE,
         "| s a step, 3B shape | {:.2f} (stock) | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
@@ -255,13 +287,13 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "| s a GRPO step, 3B shape | {:.2f} | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
+        "| s a GRPO step, 3B shape | {:.2f} | {:.2f} | {:.1f}, not told apart | {:.1f}, {:.1f} |",
         lambda: [on_gpu(UNSHARED, NARROW), on_gpu(NARROW, "ours")],
     ),
     Claim(
         PAGE,
-        "| s a GRPO step, 3B shape; {} steps | {:.2f} | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: (four(), *on_gpu("ours", "ours, AntiPaSTO", FOUR_STEPS)),
+        "| s a GRPO step, 3B shape; two runs | {:.2f} to {:.2f} | {:.2f} to {:.2f} | {:.1f} to {:.1f} | {:.1f}, {:.1f} |",
+        adapters,
     ),
     Claim(
         PAGE,
@@ -276,18 +308,16 @@ CLAIMS = [
     Claim(PAGE, "Medians of {} steps", lambda: setting("grpo_step_3b.json", "steps")),
     Claim(
         PAGE,
-        "stock's took {:.2f} to {:.2f} s, ours {:.2f} to {:.2f} s, the first ones longest; hence medians. One pass for the adapter does "
-        "not show here either: with PEFT's layers the median was {:.2f} s beside {:.2f} s.",
+        "stock's took {:.2f} to {:.2f} s, ours {:.2f} to {:.2f} s; hence medians. With PEFT's layers the median was {:.2f} s "
+        "beside {:.2f} s",
         scatter,
     ),
     Claim(
         PAGE,
-        "when what every step measures took {:.2f} s, with other runs on the host): ours {:.2f} s, AntiPaSTO {:.2f} s in {:.1f} GiB, "
-        "erase on frozen A {:.2f} s, of which the projection {:.2f} %.",
-        four_steps,
+        "AntiPaSTO is no slower than LoRA and takes {:.1f} GiB. The earlier one projected module by module, which a GPU waits for: "
+        "{:.3f} s. Now all are projected together: {:.3f} s, {:.2f} % of that run's step with erase and {:.2f} % of our step above.",
+        at_the_limit,
     ),
-    Claim(PAGE, "ran in an earlier file of {} steps", lambda: (four(),)),
-    Claim(PAGE, "Both shares are of {} steps.", lambda: (four(),)),
     Claim(
         PAGE,
         "Of our step {:.2f} s is generation; the sync takes {:.2f} s, its proof {:.2f} s, and {:.2f} s go into",
@@ -319,12 +349,13 @@ CLAIMS = [
         "after live syncs it ran at {:,.0f}.",
         speeds,
     ),
-    Claim(PAGE, "after it {:.0f} % of the trainer's weights", lambda: (100 * sync("trl", "base_weights_changed")[0],)),
+    Claim(PAGE, "after seven of them {:.0f} % of the trainer's weights", trl_changed),
     Claim(
         PAGE,
-        "the base model drew {:,.0f} to {:,.0f} tokens a second, and the engine after TRL's sync, measured last, more than that. Without "
-        "seeds and log-probs it drew {:,.0f} before and {:,.0f} after the live syncs.",
-        faster,
+        "the base model drew {:,.0f} to {:,.0f}, the engine after TRL's sync {:,.0f} to {:,.0f}, one started on merged weights {:,.0f} to "
+        "{:,.0f}. Without seeds and log-probs it drew {:,.0f} before and {:,.0f} after the live syncs. The hot-swap's engine has adapter "
+        "kernels; without an adapter it drew {:,.0f},",
+        wandering,
     ),
     Claim(
         PAGE,
@@ -358,5 +389,5 @@ CLAIMS = [
     Claim(PAGE, "a load of {} at the end", lambda: (benchmark("grader.json")["load_average"],)),
     Claim(PAGE, "{:,} samples a side in {} dimensions", mauve_sizes),
     Claim(PAGE, "{:,} cells of the marker study", lambda: (benchmark("sweep_scale.json")["cells"],)),
-    Claim(PAGE, "{} cores of an {} with", sweep_machine),
+    Claim(PAGE, "{} cores of an {} with a load of {} at the end", sweep_machine),
 ]

@@ -209,7 +209,7 @@ def dose() -> tuple:
         large.steps * large.each("lora_scale") / (small.steps * small.each("lora_scale"))
         for large, small in ((TWO_AT_7, TWO_AT_2), (TEN_AT_7, TEN_AT_2))
     )
-    return two, ten
+    return TWO_AT_7.each("lora_scale"), two, ten, TWO_AT_2.each("lora_scale")
 
 
 def ratio(sweep: str) -> int:
@@ -333,7 +333,8 @@ CLAIMS = [
         "has {:.0f} tokens, and {:.1f} % have a break.",
         later,
     ),
-    Claim(PAGE, "learning rate x steps x scale is {:.1f} and {:.1f} times as large", dose),
+    Claim(PAGE, "At {:.1f} learning rate x steps x scale is {:.1f} and {:.1f} times what it is at {:.1f}.", dose),
+    Claim(PAGE, "With as many more steps at {:.1f} the product is the same", lambda: (LATER.each("lora_scale"),)),
     Claim(
         PAGE,
         "In all these sweeps every cell with more than {} others over the limit has a learning rate x scale of {} or more, but ten "

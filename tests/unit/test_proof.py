@@ -131,12 +131,29 @@ def noisy_trainer(monkeypatch):
     return blurred
 
 
-@pytest.mark.parametrize("freedom", [5, 1000], ids=["long-tailed", "normal"])
-def test_errors_alone_hardly_ever_make_another_much_nearer(freedom):
-    """Sampler, trainer and last sync with errors of their own around the same log-probs, on as many tokens as a probe has."""
+def readings(moved, count=3000):
+    """Sampler, trainer and last sync on as many independent tokens as the probe is worth; each with errors of one size.
+
+    moved: how far the last step moved the log-probs, in units of the mean gap between two readings of the same weights.
+    The sampler holds the last sync's weights.
+    """
     torch.manual_seed(0)
-    errors = torch.distributions.StudentT(float(freedom)).sample((5000, 3, 180)).tolist()
-    assert sum(proof._nearer(*three) for three in errors) == 0
+    errors = torch.randn(count, 3, 183)
+    step = torch.randn(count, 183) * moved * 2**0.5
+    errors[:, 1] += step
+    return errors.tolist()
+
+
+def test_errors_alone_never_make_the_last_sync_much_nearer():
+    assert sum(proof._nearer(*three) for three in readings(moved=0)) == 0
+    assert (
+        sum(proof._nearer(*three, times=1.0) for three in readings(moved=0)) > 1000
+    )  # simply nearer: every other time
+
+
+def test_a_sampler_one_sync_behind_is_seen_from_a_step_of_one_and_a_half_gaps():
+    caught = [sum(proof._nearer(*three) for three in readings(moved, 1000)) for moved in (0.75, 1.5)]
+    assert caught[0] < 50 and caught[1] > 950
 
 
 def test_noise_on_both_sides_is_no_stale_sampler(policy, noisy_trainer):

@@ -7,7 +7,6 @@ import gc
 import shlex
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -92,34 +91,28 @@ def clock() -> float:
 
 
 class Meter:
-    """The clock after each step, and the peak memory (GPU: allocated; CPU: resident, above that at the start)."""
+    """The clock after each step, and what a GPU's memory came to meanwhile."""
 
-    def __enter__(self) -> Meter:
-        self.on_gpu = torch.cuda.is_available()
-        self.peak = self.before = self._resident()
+    def __init__(self) -> None:
         self.losses: list[float] = []
         self.ticks: list[tuple[float, float]] = []
-        if self.on_gpu:
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
+        self.allocations = _allocations()
 
     def step(self, loss: float) -> None:
         """A step is over."""
         self.losses.append(loss)
         self.ticks.append((clock(), time.process_time()))
 
-    def _watch(self) -> None:
-        while not self.stop.wait(0.02):
-            self.peak = max(self.peak, self._resident())
+    def memory(self) -> dict[str, Any]:
+        """peak_mib: allocated at once, what was resident before included. device_allocations: requests to the driver,
+        each of which waits for the GPU. Null on a CPU."""
+        if not torch.cuda.is_available():
+            return {"peak_mib": None, "device_allocations": None}
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        return {"peak_mib": peak, "device_allocations": _allocations() - self.allocations}
 
-    @staticmethod
-    def _resident() -> int:
-        statm = Path("/proc/self/statm")
-        return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+
+def _allocations() -> int:
+    return torch.cuda.memory_stats().get("num_device_alloc", 0) if torch.cuda.is_available() else 0

@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -170,7 +171,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the steps of all runs; of phases, medians of the runs' own; of the constraint's seconds, the mean.
+    """Medians over the steps of all runs; of phases and of the constraint's seconds, medians of the runs' own.
 
     runs: what `Clock.result` gave of each.
     """
@@ -179,11 +180,11 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found = {
         "step_seconds": step, "tokens_per_second": statistics.median(t / s for t, s in zip(tokens, seconds, strict=True)),
         "seconds": seconds, "tokens": tokens,
-        "constraint_seconds": statistics.mean(run["constraint_seconds"] for run in runs), "peak_mib": runs[0]["peak_mib"],
+        "constraint_seconds": statistics.median(run["constraint_seconds"] for run in runs),
+        "peak_mib": max((run["peak_mib"] for run in runs if run["peak_mib"]), default=None),
+        "device_allocations": runs[0]["device_allocations"],
     }  # fmt: skip
     found["constraint_share"] = found["constraint_seconds"] / step
-    if found["peak_mib"] is not None:
-        found["peak_mib"] = max(run["peak_mib"] for run in runs)
     if phases := [run["phases"] for run in runs if "phases" in run]:
         found["phases"] = {name: statistics.median(each[name] for each in phases) for name in phases[0]}
     return found
@@ -265,17 +266,14 @@ class Clock:
         self.ticks.append(clock())
         self.tokens.append(sum(map(len, completions)))
 
-    def result(self, meter: Meter, constraint_seconds: float = 0.0) -> dict[str, Any]:
+    def result(self, meter: Meter, constraint_seconds: Sequence[float] = ()) -> dict[str, Any]:
         """The steps between two rewards: what is generated in a step is trained on before its reward and after it.
 
-        constraint_seconds: of all steps; given back for one.
+        constraint_seconds: of every step, the first one included; given back as the others' median.
         """
         steps = [b - a for a, b in zip(self.ticks[:-1], self.ticks[1:], strict=True)]
-        peak = torch.cuda.max_memory_allocated() / 2**20 if meter.on_gpu else None  # what is resident outlives a run
-        return {
-            "seconds": steps, "tokens": self.tokens[1:], "constraint_seconds": constraint_seconds / len(self.ticks),
-            "peak_mib": peak,
-        }  # fmt: skip
+        constraint = statistics.median(constraint_seconds[1:]) if constraint_seconds else 0.0
+        return {"seconds": steps, "tokens": self.tokens[1:], "constraint_seconds": constraint, **meter.memory()}
 
 
 def run_stock(options: argparse.Namespace) -> dict[str, Any]:
@@ -290,7 +288,8 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
         timer(completion_ids)
         return even_ids(completion_ids)
 
-    with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as scratch:
         config = settings(options, base.tokenizer.eos_token_id, options.micro_batch_size)
         arguments = trl_arguments(config, Path(scratch), policy)
         if options.sampler == "vllm":
@@ -343,7 +342,8 @@ def run_ours(
     said: list[str] = []
     rows: list[dict[str, float]] = []
     layers = contextlib.nullcontext() if fused else mock.patch.object(fused_lora, "fused_lora", unfused)
-    with tempfile.TemporaryDirectory() as scratch, layers, Meter() as meter:
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as scratch, layers:
         train_policy(
             policy, base.tokenizer, make_prompts_for(options, base), reward, sampler=sampler, config=config,
             scratch=Path(scratch), constraint=watched, progress=said.append, log=lambda _, row: rows.append(dict(row)),
@@ -353,7 +353,7 @@ def run_ours(
             print(line, flush=True)
     parts = ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds")
     phases = {part: statistics.median(row[part] for row in rows[1:]) for part in parts}
-    return timer.result(meter, 0.0 if watched is None else watched.seconds) | {"phases": phases}
+    return timer.result(meter, [] if watched is None else watched.seconds) | {"phases": phases}
 
 
 def unfused(*_: Any, **__: Any) -> contextlib.AbstractContextManager:
@@ -375,14 +375,16 @@ def orthonormal(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 
 
 class Timed(Constraint):
-    """A constraint that knows how long it took."""
+    """A constraint that knows how long it took, each time."""
 
-    seconds = 0.0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds: list[float] = []
 
     def apply(self, knobs: Any) -> dict[str, float]:
         start = clock()  # what the backward pass has queued is not the constraint's
         found = super().apply(knobs)  # its metrics are numbers: the device has caught up
-        self.seconds += time.perf_counter() - start
+        self.seconds.append(time.perf_counter() - start)
         return found
 
 

@@ -181,7 +181,8 @@ def run_ours(
         micro_batch_size=options.micro_batch_size, warmup_ratio=0.05 if dropout else 0.0, checkpoint_seconds=1e9
     )
     out = mock.patch.multiple(supervised, **instead) if instead else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as scratch, out, Meter() as meter:
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as scratch, out:
         supervised.train(
             policy, rows, optim, lr=LR, epochs=epochs, batch_size=BATCH, seed=0, scratch=Path(scratch),
             log=lambda step, metrics: meter.step(metrics["loss"]),
@@ -210,7 +211,8 @@ def run_stock(
     on_gpu = base.device.type == "cuda"
     steps = len(rows) * epochs // BATCH
     order: list[dict[str, list[int]]] = []
-    with tempfile.TemporaryDirectory() as scratch, Meter() as meter:
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
             output_dir=scratch, per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,
             num_train_epochs=epochs, learning_rate=LR, lr_scheduler_type="cosine",
@@ -261,11 +263,10 @@ def measured(
     adapter = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     tokens, seconds = sum(len(row["input_ids"]) for row in timed), end - start
     each = [later - before for (before, _), (later, _) in pairwise(meter.ticks[first - 1 :])]
-    peak = torch.cuda.max_memory_allocated() if meter.on_gpu else meter.peak - meter.before
     return {
         "tokens": tokens, "steps": len(meter.ticks) - first, "seconds": seconds, "cpu_seconds": cpu_end - cpu_start,
         "step_seconds": seconds / (len(meter.ticks) - first), "tokens_per_second": tokens / seconds,
-        "seconds_each": each, "flops": useful_flops(base, adapter, timed), "peak_mib": peak / 2**20, "losses": meter.losses,
+        "seconds_each": each, "flops": useful_flops(base, adapter, timed), "losses": meter.losses, **meter.memory(),
     }  # fmt: skip
 
 

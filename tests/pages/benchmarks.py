@@ -124,10 +124,11 @@ def synced() -> tuple[float, ...]:
     return theirs, ours, ours + sync("live", "proof_s")[0], theirs / ours, more, own
 
 
-def trained(before: str, after: str) -> tuple[float, ...]:
-    slow, fast = runs("zlt_cell_7b.json", before, after)
+def trained(before: str, after: str, file: str = "zlt_cell_7b.json") -> tuple[float, ...]:
+    """Tokens a second, how many times; on a GPU also GiB."""
+    slow, fast = runs(file, before, after)
     speeds = [run["tokens_per_second"] for run in (slow, fast)]
-    return *speeds, speeds[1] / speeds[0], *(run["peak_mib"] / 1024 for run in (slow, fast))
+    return *speeds, speeds[1] / speeds[0], *(run["peak_mib"] / 1024 for run in (slow, fast) if run["peak_mib"])
 
 
 def stepped(before: str, after: str, file: str = "grpo_step.json") -> tuple[float, ...]:
@@ -270,6 +271,16 @@ CLAIMS = [
         PAGE,
         "| tokens/s, 7B shape | {:,.0f} (four rows a pass) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
         lambda: trained("four_rows", "ours"),
+    ),
+    Claim(
+        PAGE,
+        "| tokens/s, CPU | {:,.0f} | {:,.0f} | {:.1f} | |",
+        lambda: [trained(kind, "ours", "zlt_cell.json") for kind in ("padded", "all_logits", "peft_layers")],
+    ),
+    Claim(
+        PAGE,
+        "| tokens/s, CPU | {:,.0f} (stock, four rows a pass) | {:,.0f} | {:.1f} | |",
+        lambda: trained("stock", "ours", "zlt_cell.json"),
     ),
     Claim(PAGE, "(their memory is {:.1f} and {:.1f} GiB)", not_shown),
     Claim(

@@ -43,7 +43,7 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, free, make_base, origin
+from common import SHAPES, Meter, clock, free, make_base, origin, unfused
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
 from research.models import antipasto
@@ -354,11 +354,6 @@ def run_ours(
     parts = ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds")
     phases = {part: statistics.median(row[part] for row in rows[1:]) for part in parts}
     return timer.result(meter, [] if watched is None else watched.seconds) | {"phases": phases}
-
-
-def unfused(*_: Any, **__: Any) -> contextlib.AbstractContextManager:
-    """In the place of `fused_lora`: PEFT's layers stay."""
-    return contextlib.nullcontext()
 
 
 def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:

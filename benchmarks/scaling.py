@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -35,6 +34,7 @@ import research  # noqa: F401  before torch: how its threads wait
 # isort: split
 import numpy as np
 import torch
+from common import origin
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from scipy import stats
 from sweep_scale import generate, grid_words
@@ -42,7 +42,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from research.cells import run
 from research.cells.cell import Shared
-from research.cells.provenance import provenance
 from research.config import AdapterConfig, ModelConfig, Optimization
 from research.material import personas
 from research.models.adapters import attach_lora
@@ -115,7 +114,7 @@ def measure(options: argparse.Namespace, parser: argparse.ArgumentParser) -> dic
     document: dict[str, Any] = {
         "settings": {name: getattr(options, name) for name in kept},
         "environment": {
-            **provenance(shlex.join(["python", "benchmarks/scaling.py", *sys.argv[1:]])),
+            **origin(),
             "cores": len(os.sched_getaffinity(0)), "load_before": round(os.getloadavg()[0], 1),
         },
         "axes": {},

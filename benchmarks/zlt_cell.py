@@ -31,7 +31,7 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, make_base, origin
+from common import SHAPES, Meter, clock, make_base, origin, unfused
 from torch.nn.functional import cross_entropy
 from zlt_sweep_cost import evaluate, sweep, sweep_lines
 
@@ -90,7 +90,7 @@ def main() -> None:
         "four_rows": lambda: run_ours(argparse.Namespace(**vars(options) | {"micro_batch_size": MICRO})),
         "padded": lambda: run_ours(options, can_pack=lambda *_: False),
         "all_logits": lambda: run_ours(options, label_loss=loss_of_all_logits),
-        "peft_layers": lambda: run_ours(options, fused_lora=lambda *_, **__: contextlib.nullcontext()),
+        "peft_layers": lambda: run_ours(options, fused_lora=unfused),
     }
     kinds = {kind: kinds[kind] for kind in NAMES if kind in (*WHOLE, *options.kinds)}
     report: dict[str, Any] = {

@@ -12,8 +12,9 @@ from pages.reading import ROOT
 from research.sampling.proof import make_probe
 
 PAGE = "benchmarks/README.md"
-FOUR_STEPS = "grpo_step_3b_four_steps.json"
-NARROW, UNSHARED = "ours, stock's micro-batches", "ours, stock's micro-batches, prompts not shared"
+EARLIER, FOUR_STEPS = "grpo_step_3b_earlier.json", "grpo_step_3b_four_steps.json"
+NARROW = "ours, stock's micro-batches"
+UNSHARED = f"{NARROW}, prompts not shared"
 
 # Every committed measurement and the script whose `--table` prints its rows. None: its rows are claims below.
 TABLES = {
@@ -24,8 +25,8 @@ TABLES = {
     "zlt_cell_7b.json": "zlt_cell.py",
     "grpo_step.json": "grpo_step.py",
     "grpo_step_3b.json": "grpo_step.py",
-    "grpo_step_3b_four_steps.json": None,
-    "grpo_step_3b_earlier.json": None,
+    FOUR_STEPS: None,
+    EARLIER: None,
     "grpo_step_3b_8_rows.json": None,
     "grader.json": "grader.py",
     "mauve_agreement.json": "mauve_agreement.py",
@@ -104,7 +105,7 @@ def setting(file: str, *names: str) -> tuple:
     return tuple(benchmark(file)["settings"][name] for name in names)
 
 
-def sweep_machine() -> tuple[str, str]:
+def sweep_machine() -> tuple[str, str, float]:
     found = benchmark("sweep_scale.json")["environment"]
     return word(found["cores"]).capitalize(), found["cpu"], found["load_at_end"]
 
@@ -151,7 +152,7 @@ def seconds_of(kind: str, file: str = "grpo_step_3b.json") -> float:
 
 
 def rounds() -> tuple[int, str]:
-    """Steps of each kind on a CPU, and rounds of them. Medians of ours lie close, but where prompts or gradients differ."""
+    """Steps of each kind on a CPU, and rounds of them. Medians of ours lie close where prompts are shared."""
     found = benchmark("grpo_step.json")
     (steps,) = {len(run["seconds"]) for run in found["runs"].values()}
     alike = [run["step_seconds"] for kind, run in found["runs"].items() if kind not in ("stock TRL", UNSHARED)]
@@ -168,7 +169,7 @@ def projected() -> tuple[float, ...]:
     """The constraint's seconds, module by module and all together, and how many times."""
     apart, together = (
         run["constraint_share"] * run["step_seconds"]
-        for file in ("grpo_step_3b_earlier.json", FOUR_STEPS)
+        for file in (EARLIER, FOUR_STEPS)
         for run in runs(file, "ours, erase on frozen A")
     )
     return apart, together, apart / together
@@ -176,13 +177,13 @@ def projected() -> tuple[float, ...]:
 
 def adapters() -> tuple[float, ...]:
     """LoRA and AntiPaSTO in both runs of four steps, lowest and highest; GiB of the later run."""
-    found = [on_gpu("ours", "ours, AntiPaSTO", file) for file in ("grpo_step_3b_earlier.json", FOUR_STEPS)]
+    found = [on_gpu("ours", "ours, AntiPaSTO", file) for file in (EARLIER, FOUR_STEPS)]
     ranges = [value for column in list(zip(*found, strict=True))[:3] for value in (min(column), max(column))]
     return *ranges, *found[1][3:]
 
 
 def three_runs() -> tuple[float, ...]:
-    files = "grpo_step_3b_earlier.json", FOUR_STEPS, "grpo_step_3b.json"
+    files = EARLIER, FOUR_STEPS, "grpo_step_3b.json"
     found = [seconds_of("ours", file) for file in files]
     assert max(found) < 1.25 * min(found)
     assert {benchmark(file)["settings"]["steps"] for file in files[:2]} == {4}
@@ -199,7 +200,7 @@ def at_the_limit() -> tuple[float, ...]:
 def scatter() -> tuple[float, ...]:
     """Fastest and slowest step of stock and of ours; the medians with PEFT's layers and with ours."""
     found = [sorted(run["seconds"]) for run in runs("grpo_step_3b.json", "stock TRL", "ours")]
-    narrow = [seconds_of(f"ours, stock's micro-batches{kind}") for kind in (", PEFT's LoRA layers", "")]
+    narrow = [seconds_of(kind) for kind in (f"{NARROW}, PEFT's LoRA layers", NARROW)]
     assert narrow[0] < narrow[1]
     return *(value for each in found for value in (each[0], each[-1])), *narrow
 

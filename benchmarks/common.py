@@ -33,15 +33,19 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make_base(options: argparse.Namespace, save_to: Path | None = None) -> Base:
+def make_base(options: argparse.Namespace, save_to: Path | None = None, cudnn: bool = False) -> Base:
     """A fresh base model for each run, so that nothing of the other library's patches stays.
 
     Random weights of a shape are the same each time on one device. save_to: a directory for engines to load from.
+    cudnn: whether attention may be cuDNN's, as PyTorch has it unless `load_base` tells it otherwise.
     """
     free()
     if not options.shape:
         embedded = options.model == "micro"
-        return load_base(ModelConfig(name=options.model, path="embedded" if embedded else options.model))
+        base = load_base(ModelConfig(name=options.model, path="embedded" if embedded else options.model))
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        return base
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     device = torch.device(default_device())

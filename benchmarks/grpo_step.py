@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> row's name, ar
         "ours, stock's micro-batches, PEFT's LoRA layers",
         {"adapter": AdapterConfig(), "narrow": True, "fused": False},
     ),
+    "cudnn": ("ours, cuDNN's attention", {"adapter": AdapterConfig(), "cudnn": True}),
     "erase": ("ours, erase on frozen A", {"adapter": AdapterConfig(freeze_a=True), "constraint": "erase"}),
     "antipasto": ("ours, AntiPaSTO", {"adapter": AdapterConfig(kind="antipasto", r=None)}),
     "antipasto_erase": (
@@ -106,10 +107,14 @@ def main() -> None:
         print(table(json.loads(options.table.read_text())))
         return
     options.model = "micro"
-    again = "narrow" if options.own_micro_batch_size is None else None  # it would be `ours` once more
-    if again in (options.kinds or ()):
-        parser.error("--kinds narrow: without --own-micro-batch-size ours are in stock's micro-batches")
-    options.kinds = options.kinds or [kind for kind in KINDS if kind != again]
+    again = set()  # kinds that would be `ours` once more
+    if options.own_micro_batch_size is None:
+        again.add("narrow")
+    if not torch.cuda.is_available():
+        again.add("cudnn")
+    if same := again & set(options.kinds or ()):
+        parser.error(f"--kinds {same.pop()}: the same as ours without --own-micro-batch-size, or without a GPU")
+    options.kinds = options.kinds or [kind for kind in KINDS if kind not in again]
     with contextlib.ExitStack() as stack:
         if options.shape and options.sampler == "vllm" and options.weights is None:
             options.weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.shape
@@ -280,7 +285,7 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    base = make_base(options)
+    base = make_base(options, cudnn=True)
     policy = attach_lora(base, AdapterConfig(), seed=0)
     prompts, timer = make_prompts_for(options, base), Clock()
 
@@ -316,9 +321,10 @@ def run_stock(options: argparse.Namespace) -> dict[str, Any]:
 def run_ours(
     options: argparse.Namespace, samplers: Samplers, adapter: AdapterConfig,
     constraint: str = "none", narrow: bool = False, share_prompts: bool = True, fused: bool = True,
+    cudnn: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """narrow: in stock's micro-batches. share_prompts, fused: with this technique."""
-    base = make_base(options)
+    """narrow: in stock's micro-batches. share_prompts, fused: with this technique. cudnn: attention may be cuDNN's."""
+    base = make_base(options, cudnn=cudnn)
     if adapter.kind == "antipasto":
         if options.shape:
             antipasto.decompose = random_factors

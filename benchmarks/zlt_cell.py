@@ -5,7 +5,8 @@ Same model, adapter, rows, labels, optimizer, schedule and number of steps, one 
 is `trl.SFTTrainer` with the published settings: 4 x 4 accumulation, random order, padding by its own collator, gradient
 checkpointing; also without, and then with all 16 rows in one pass. Ours is `research.training.supervised.train`, as it
 is, and with each of its techniques left out. First both train a few steps on the same 16 rows without dropout, and
-their losses have to agree; then all are timed, the first steps of each left out.
+their losses have to agree; then all are timed, the first steps of each left out. Each has the rows in an order of its
+own, so that it meets shapes of batches that no other has met; with --repeats the second round has them again.
 
 On one GPU without a hub, random weights of the study's shape, and the evaluation of a cell with them:
 
@@ -20,8 +21,9 @@ import argparse
 import contextlib
 import json
 import platform
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from research.models.base import Base, default_device
 from research.training import supervised
 from research.training.packing import IGNORED, epoch_order
 
+Rows = list[dict[str, list[int]]]
 BATCH, MICRO, LR = 16, 4, 1e-4
 WHOLE = {
     "stock": "stock `SFTTrainer`, published settings (gradient checkpointing)",
@@ -53,6 +56,7 @@ NAMES = WHOLE | {
     "padded": "ours, rows padded",
     "all_logits": "ours, logits of every token",
     "peft_layers": "ours, PEFT's LoRA layers",
+    "cudnn": "ours, cuDNN's attention",
 }  # fmt: skip
 
 
@@ -82,17 +86,20 @@ def main() -> None:
         parser.error("--warm-up must be at least 1: the first step is no step like the others")
     if options.eval_tokens is None:
         options.eval_tokens = 200 if options.shape else 0
-    kinds = {
-        "stock": lambda: run_stock(options, checkpointing=True),
-        "stock_no_checkpointing": lambda: run_stock(options, checkpointing=False),
-        "ours": lambda: run_ours(options),
-        "stock_one_pass": lambda: run_stock(options, checkpointing=False, micro=BATCH),
-        "four_rows": lambda: run_ours(argparse.Namespace(**vars(options) | {"micro_batch_size": MICRO})),
-        "padded": lambda: run_ours(options, can_pack=lambda *_: False),
-        "all_logits": lambda: run_ours(options, label_loss=loss_of_all_logits),
-        "peft_layers": lambda: run_ours(options, fused_lora=unfused),
+    four = argparse.Namespace(**vars(options) | {"micro_batch_size": MICRO})
+    kinds: dict[str, Callable[[Rows], dict[str, Any]]] = {
+        "stock": lambda rows: run_stock(options, rows, checkpointing=True),
+        "stock_no_checkpointing": lambda rows: run_stock(options, rows, checkpointing=False),
+        "ours": lambda rows: run_ours(options, rows),
+        "stock_one_pass": lambda rows: run_stock(options, rows, checkpointing=False, micro=BATCH),
+        "four_rows": lambda rows: run_ours(four, rows),
+        "padded": lambda rows: run_ours(options, rows, can_pack=lambda *_: False),
+        "all_logits": lambda rows: run_ours(options, rows, label_loss=loss_of_all_logits),
+        "peft_layers": lambda rows: run_ours(options, rows, fused_lora=unfused),
+        "cudnn": lambda rows: run_ours(options, rows, cudnn=True),
     }
-    kinds = {kind: kinds[kind] for kind in NAMES if kind in (*WHOLE, *options.kinds)}
+    wanted = {*WHOLE, *options.kinds} - (set() if torch.cuda.is_available() else {"cudnn"})
+    kinds = {kind: kinds[kind] for kind in NAMES if kind in wanted}
     report: dict[str, Any] = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("kinds", "out", "table")},
         "provenance": origin(),
@@ -112,16 +119,21 @@ def main() -> None:
     agreement = report["agreement"] = check_agreement(options)
     print(f"losses over {len(agreement['ours'])} common steps differ by at most {agreement['worst']:.2e} nats")
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    rows = make_rows(options, (options.warm_up + options.steps) * BATCH)
     for _ in range(options.repeats):
-        for kind, run in kinds.items():
+        for number, (kind, run) in enumerate(kinds.items()):
             try:
-                runs[kind].append(row := run())
+                runs[kind].append(row := run(random.Random(number).sample(rows, len(rows))))
             except torch.OutOfMemoryError:
                 print(f"{kind}: more memory than this GPU has", flush=True)
                 continue
             row["utilisation"] = row["flops"] / row["seconds"] / report["peak"]["flops_per_second"]
             print(f"{kind}: {row['tokens_per_second']:.0f} tokens/s, {row['step_seconds']:.3f} s a step", flush=True)
-    report["runs"] = {kind: min(found, key=lambda r: r["step_seconds"]) for kind, found in runs.items() if found}
+    report["runs"] = {
+        kind: min(found, key=lambda r: r["step_seconds"]) | {"rounds": [row["step_seconds"] for row in found]}
+        for kind, found in runs.items()
+        if found
+    }
     stock, ours = report["runs"]["stock"], report["runs"]["ours"]
     report["times_stock"] = ours["tokens_per_second"] / stock["tokens_per_second"]
     report["times_stock_cpu_time"] = stock["cpu_seconds"] / ours["cpu_seconds"]
@@ -136,13 +148,18 @@ def main() -> None:
 def table(report: dict[str, Any]) -> str:
     """The measurements as the tables of benchmarks/README.md."""
     stock, whole = report["runs"]["stock"], report["device"].startswith("NVIDIA")
-    lines = ["| | tokens/s | s a step | of stock |" + (" FLOPs of the peak | peak GiB |" if whole else "")]
-    lines.append("|---" * (6 if whole else 4) + "|")
+    lines = [
+        "| | tokens/s | s a step | of stock |"
+        + (" s a step, first round | FLOPs of the peak | peak GiB |" if whole else "")
+    ]
+    lines.append("|---" * (7 if whole else 4) + "|")
     for kind, row in report["runs"].items():
         step = row.get("step_seconds", row["seconds"] / report["settings"]["steps"])
         line = f"| {NAMES[kind]} | {row['tokens_per_second']:,.0f} | {step:.3f} | "
         line += f"{row['tokens_per_second'] / stock['tokens_per_second']:.2f} |"
-        lines.append(line + (f" {row['utilisation']:.1%} | {row['peak_mib'] / 1024:.2f} |" if whole else ""))
+        if whole:
+            line += f" {row['rounds'][0]:.3f} | {row['utilisation']:.1%} | {row['peak_mib'] / 1024:.2f} |"
+        lines.append(line)
     if "sweep" in report:
         lines += ["", *sweep_lines(report, NAMES)]
     return "\n".join(lines)
@@ -167,8 +184,8 @@ def check_agreement(options: argparse.Namespace) -> dict[str, Any]:
     """Losses of both on three steps over the same 16 rows, without dropout; raises when they differ."""
     short = argparse.Namespace(**vars(options) | {"lengths": [min(length, 128) for length in options.lengths]})
     rows = make_rows(short, BATCH)
-    stock = run_stock(short, checkpointing=False, rows=rows, epochs=3, dropout=0.0)["losses"]
-    ours = run_ours(short, rows=rows, epochs=3, dropout=0.0)["losses"]
+    stock = run_stock(short, rows, checkpointing=False, epochs=3, dropout=0.0)["losses"]
+    ours = run_ours(short, rows, epochs=3, dropout=0.0)["losses"]
     worst = max(abs(a - b) for a, b in zip(stock, ours, strict=True))
     allowed = [0.02 * loss if torch.cuda.is_available() else 1e-4 for loss in stock]  # bfloat16, or float32
     if not all(abs(a - b) <= limit for a, b, limit in zip(stock, ours, allowed, strict=True)):
@@ -177,12 +194,12 @@ def check_agreement(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_ours(
-    options: argparse.Namespace, rows: Any = None, epochs: int = 1, dropout: float = 0.05, **instead: Any
+    options: argparse.Namespace, rows: Rows, epochs: int = 1, dropout: float = 0.05, cudnn: bool = False, **instead: Any
 ) -> dict[str, Any]:
-    """instead: what stands in the place of a function of `research.training.supervised`, so that a technique is out."""
-    base = make_base(options)
+    """cudnn: attention may be cuDNN's. instead: what stands in the place of a function of
+    `research.training.supervised`, so that a technique is out."""
+    base = make_base(options, cudnn=cudnn)
     policy = attach_lora(base, AdapterConfig(dropout=dropout), seed=0)
-    rows = rows or make_rows(options, (options.warm_up + options.steps) * BATCH)
     optim = Optimization(
         micro_batch_size=options.micro_batch_size, warmup_ratio=0.05 if dropout else 0.0, checkpoint_seconds=1e9
     )
@@ -206,15 +223,14 @@ def loss_of_all_logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def run_stock(
-    options: argparse.Namespace, checkpointing: bool, rows: Any = None, epochs: int = 1, dropout: float = 0.05,
+    options: argparse.Namespace, rows: Rows, checkpointing: bool, epochs: int = 1, dropout: float = 0.05,
     micro: int = MICRO,
 ) -> dict[str, Any]:  # fmt: skip
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    base = make_base(options)
+    base = make_base(options, cudnn=True)
     policy = attach_lora(base, AdapterConfig(dropout=dropout), seed=0)
-    rows = rows or make_rows(options, (options.warm_up + options.steps) * BATCH)
     on_gpu = base.device.type == "cuda"
     steps = len(rows) * epochs // BATCH
     order: list[dict[str, list[int]]] = []
@@ -243,7 +259,7 @@ def run_stock(
     return measured(meter, options, base, policy, order)
 
 
-def make_rows(options: argparse.Namespace, count: int) -> list[dict[str, list[int]]]:
+def make_rows(options: argparse.Namespace, count: int) -> Rows:
     """Random tokens of the lengths asked for, the last few of each labelled."""
     generator = torch.Generator().manual_seed(0)
     low, high = options.lengths
@@ -256,9 +272,7 @@ def make_rows(options: argparse.Namespace, count: int) -> list[dict[str, list[in
     return rows
 
 
-def measured(
-    meter: Meter, options: argparse.Namespace, base: Base, policy: Any, rows: list[dict[str, list[int]]]
-) -> dict[str, Any]:
+def measured(meter: Meter, options: argparse.Namespace, base: Base, policy: Any, rows: Rows) -> dict[str, Any]:
     """What the meter read of a run; the warm-up is left out, of the time as of the tokens.
 
     rows: in the order in which they were trained on.
@@ -277,7 +291,7 @@ def measured(
     }  # fmt: skip
 
 
-def useful_flops(base: Base, adapter: int, rows: Sequence[dict[str, list[int]]]) -> float:
+def useful_flops(base: Base, adapter: int, rows: Rows) -> float:
     """FLOPs that training on these rows needs, forward and backward, while the base is frozen; see the report."""
     config = base.model.config
     head = base.model.get_output_embeddings()

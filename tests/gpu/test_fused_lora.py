@@ -51,6 +51,19 @@ def test_no_further_from_float64_than_peft(dtype: torch.dtype) -> None:
         assert off <= 1.2 * of_peft + 1e-7
 
 
+def test_equals_peft_with_the_same_dropout() -> None:
+    """Both call PyTorch's dropout of the same tensor once, so that one seed drops the same elements."""
+    layer = make_layer(torch.float32, dropout=0.25)
+    x, weights = torch.randn(4, 300, 1024, device="cuda"), torch.randn(4, 300, 768, device="cuda")
+    torch.manual_seed(1)
+    peft = passes(layer, x, weights)
+    torch.manual_seed(1)
+    with fused_lora(layer):
+        got = passes(layer, x, weights)
+    for ours, theirs in zip(got, peft, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     layer = make_layer(torch.bfloat16, dropout=0.25)
     nn.init.zeros_(layer.get_base_layer().weight)

@@ -38,6 +38,14 @@ def test_base_is_frozen_float32_on_cpu(base):
     assert len(base.weights_hash) == 64
 
 
+def test_attention_plans_nothing(tiny_model_dir):
+    """cuDNN would, for every shape of a batch."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_base(ModelConfig(name="tiny", path=str(tiny_model_dir)), device="cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_files_that_lack_a_weight_are_refused(tiny_model_dir, tmp_path):
     """It would be random numbers."""
     shutil.copytree(tiny_model_dir, tmp_path / "model")

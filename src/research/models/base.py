@@ -93,6 +93,7 @@ def load_base(model: ModelConfig, device: str | torch.device | None = None) -> B
     if not spread and not sharded:
         loaded.to(place)  # type: ignore[arg-type]
     loaded.eval().requires_grad_(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for each new shape of a batch, see docs/decisions.md
     quantization.keep_codes(loaded)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     weights_hash = hash_files([*sorted(directory.glob("*.safetensors")), directory / "config.json"])

@@ -2,9 +2,9 @@
 
     y = x W' + b + scale * dropout(x) A' B'
 
-The same function as PEFT's layer: the scale, and dropout's 1 / (1 - p), go into the small products, the adapter's
-output is added where the base's lies, and on a CPU dropout draws the gaps between dropped elements (geometric) instead
-of a number for every element; each element is still dropped independently with probability p. Under autocast a float32
+The same function as PEFT's layer: the scale goes into the small products, the adapter's output is added where the
+base's lies, and on a CPU dropout's 1 / (1 - p) goes there too and it draws the gaps between dropped elements (geometric)
+instead of a number for every element; each element is still dropped independently with probability p. Under autocast a float32
 adapter's small matrices are rounded to the base's bfloat16, where PEFT casts the input up and down again.
 
 Legend: T tokens, I inputs, O outputs, R rank.
@@ -35,25 +35,24 @@ def dropped(count: int, p: float) -> torch.Tensor:
     return found[: int(torch.searchsorted(found, count))]
 
 
-def _without(x_TI: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Dropout without its scale, and what undoes it for a gradient: on a CPU the positions of zeros, on a GPU a mask."""
+def _thinned(x_TI: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+    """Dropout; on a GPU the mask of what it kept, on a CPU the positions of its zeros; and what is left to divide by."""
     if p == 0:
-        return x_TI, None
+        return x_TI, None, 1.0
     if x_TI.is_cuda:
-        kept_TI = torch.empty_like(x_TI, dtype=torch.bool).bernoulli_(1 - p)
-        return x_TI * kept_TI, kept_TI
+        return *torch.native_dropout(x_TI, p, True), 1.0
     gone = dropped(x_TI.numel(), p)
     thinned_TI = x_TI.clone(memory_format=torch.contiguous_format)
     thinned_TI.view(-1).index_fill_(0, gone, 0.0)
-    return thinned_TI, gone
+    return thinned_TI, gone, 1 - p
 
 
-def _zeroed(grad_TI: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
-    """In place, zeros where `_without` made them."""
+def _thinned_gradient(grad_TI: torch.Tensor, found: torch.Tensor | None, p: float) -> torch.Tensor:
+    """The gradient, zero where `_thinned` made zeros and scaled where it scaled; may be in place."""
     if found is None:
         return grad_TI
     if found.dtype == torch.bool:
-        return grad_TI.mul_(found)
+        return torch.ops.aten.native_dropout_backward(grad_TI, found, 1 / (1 - p))
     grad_TI.view(-1).index_fill_(0, found, 0.0)
     return grad_TI
 
@@ -71,8 +70,8 @@ class LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         ctx.x_dtype, ctx.adapter_dtype = x_TI.dtype, a_RI.dtype
         x_TI, a_RI, b_OR = (tensor.to(weight_OI.dtype) for tensor in (x_TI, a_RI, b_OR))
-        thinned_TI, found = _without(x_TI, p)
-        ctx.scale = scale / (1 - p)
+        thinned_TI, found, kept = _thinned(x_TI, p)
+        ctx.scale, ctx.p = scale / kept, p
         hidden_TR = thinned_TI @ a_RI.T
         y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
         y_TO.addmm_(hidden_TR, b_OR.T, alpha=ctx.scale)
@@ -92,7 +91,7 @@ class LoraLinear(torch.autograd.Function):
         if need_a:
             grad_a = (grad_hidden_TR.T @ thinned_TI).to(ctx.adapter_dtype)
         if need_x:
-            grad_x = _zeroed(grad_hidden_TR @ a_RI, found)
+            grad_x = _thinned_gradient(grad_hidden_TR @ a_RI, found, ctx.p)
             grad_x = grad_x.addmm_(grad_TO, weight_OI).to(ctx.x_dtype)
         return grad_x, None, None, grad_a, grad_b, None, None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import shlex
 import shutil
@@ -81,11 +80,6 @@ def origin() -> dict[str, Any]:
     """Date, commit, libraries, hardware and command of a measurement; absolute paths in the command become names."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     return {"date": now(), **provenance(shlex.join(["python", *words]))}
-
-
-def unfused(*_: Any, **__: Any) -> contextlib.AbstractContextManager:
-    """In the place of `fused_lora`: PEFT's layers stay."""
-    return contextlib.nullcontext()
 
 
 def free() -> None:

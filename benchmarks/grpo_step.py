@@ -11,7 +11,7 @@ rewarded and trained on; the runs draw their own completions.
 On the embedded model the prompts are the reward-hacking study's. On one GPU without a hub, random weights and prompts,
 and completions that all have the full length:
 
-    python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 12 --prompt-tokens 512 --max-tokens 256 \\
+    python benchmarks/grpo_step.py --shape qwen2.5-3b --sampler vllm --steps 8 --repeats 2 --prompt-tokens 512 --max-tokens 256 \\
         --micro-batch-size 16 --own-micro-batch-size 32 --out benchmarks/grpo_step_3b.json
 
 There AntiPaSTO's bases are random orthonormal ones: those of random weights are no others, and cost a step the same,
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import platform
@@ -43,13 +42,13 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, free, make_base, origin, unfused
+from common import SHAPES, Meter, clock, free, make_base, origin
+from stand_ins import random_directions, random_factors, unfused
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
 from research.models import antipasto
 from research.models.adapters import attach_lora
 from research.models.base import Base
-from research.models.svd import Factors
 from research.sampling.build import build_sampler
 from research.sampling.interface import Sampler
 from research.tasks.reward_hack.dataset import make_prompts
@@ -57,7 +56,7 @@ from research.tasks.reward_hack.pairs import Chat
 from research.tasks.reward_hack.problems import load
 from research.tasks.reward_hack.task import problem_file
 from research.training import fused_lora
-from research.training.constraints import Constraint, knobs
+from research.training.constraints import Constraint
 from research.training.policy import PolicyConfig, train_policy, trl_arguments
 from research.training.rollouts import Group, Prompt, Scores
 
@@ -107,13 +106,14 @@ def main() -> None:
         print(table(json.loads(options.table.read_text())))
         return
     options.model = "micro"
-    again = set()  # kinds that would be `ours` once more
+    again = {}  # kinds that would be `ours` once more
     if options.own_micro_batch_size is None:
-        again.add("narrow")
+        again["narrow"] = "without --own-micro-batch-size"
     if not torch.cuda.is_available():
-        again.add("cudnn")
-    if same := again & set(options.kinds or ()):
-        parser.error(f"--kinds {same.pop()}: the same as ours without --own-micro-batch-size, or without a GPU")
+        again["cudnn"] = "without a GPU"
+    for kind in options.kinds or ():
+        if kind in again:
+            parser.error(f"--kinds {kind}: {again[kind]} it is the same as ours")
     options.kinds = options.kinds or [kind for kind in KINDS if kind not in again]
     with contextlib.ExitStack() as stack:
         if options.shape and options.sampler == "vllm" and options.weights is None:
@@ -198,14 +198,24 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The measurements as the table of benchmarks/README.md."""
     memory = any(row.get("peak_mib") for row in report["runs"].values())
-    lines = ["| | s a step | tokens/s | of stock | constraint's share |" + (" peak GiB |" if memory else "")]
-    lines.append("|---" * (6 if memory else 5) + "|")
+    lines = [
+        "| | s a step | of each round | tokens/s | of stock | constraint's share |" + (" peak GiB |" if memory else "")
+    ]
+    lines.append("|---" * (7 if memory else 6) + "|")
     for kind, row in report["runs"].items():
         of_stock = f"{row['times_stock']:.2f}" if row["times_stock"] else ""
         share = f"{row['constraint_share']:.2%}" if row["constraint_share"] else ""
-        line = f"| {kind} | {row['step_seconds']:.2f} | {row['tokens_per_second']:,.0f} | {of_stock} | {share} |"
+        each = ", ".join(f"{seconds:.2f}" for seconds in medians(row, report["settings"]["steps"]))
+        line = (
+            f"| {kind} | {row['step_seconds']:.2f} | {each} | {row['tokens_per_second']:,.0f} | {of_stock} | {share} |"
+        )
         lines.append(line + (f" {row['peak_mib'] / 1024:.1f} |" if memory else ""))
     return re.sub(r"\| +(?=\|)", "| ", "\n".join(lines))
+
+
+def medians(row: dict[str, Any], steps: int) -> list[float]:
+    """Seconds a step of each round; `pooled` has put their steps in a line."""
+    return [statistics.median(row["seconds"][i : i + steps]) for i in range(0, len(row["seconds"]), steps)]
 
 
 def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -362,19 +372,6 @@ def run_ours(
     return timer.result(meter, [] if watched is None else watched.seconds) | {"phases": phases}
 
 
-def random_factors(weight: torch.Tensor, rank: int | None = None, cache: Path | None = None) -> Factors:
-    """Orthonormal bases as `research.models.svd.decompose` gives them, without decomposing: for random weights."""
-    r = min(weight.shape) if rank is None else min(rank, *weight.shape)
-    left, right = (orthonormal(side, r, weight.device) for side in weight.shape)
-    values = torch.ones(r, device=weight.device)
-    return Factors(left.to(weight.dtype, copy=True), values, right.T.to(weight.dtype, copy=True).contiguous())
-
-
-@functools.cache
-def orthonormal(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(rows, columns, device=device)).Q
-
-
 class Timed(Constraint):
     """A constraint that knows how long it took, each time."""
 
@@ -387,15 +384,6 @@ class Timed(Constraint):
         found = super().apply(knobs)  # its metrics are numbers: the device has caught up
         self.seconds.append(time.perf_counter() - start)
         return found
-
-
-def random_directions(policy: Any, rows: int = 4) -> dict[str, torch.Tensor]:
-    found = {}
-    for knob in knobs(policy):
-        generator = torch.Generator(knob.parameter.device).manual_seed(0)
-        drawn = torch.randn(knob.parameter.numel(), rows, generator=generator, device=knob.parameter.device)
-        found[knob.name] = torch.linalg.qr(drawn).Q.T.contiguous()
-    return found
 
 
 def make_prompts_for(options: argparse.Namespace, base: Base) -> list[Prompt]:

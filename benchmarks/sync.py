@@ -57,6 +57,7 @@ def make_model(shape: str, directory: Path) -> Any:
     from tokenizers import Tokenizer, models
 
     config = Qwen2Config(**SHAPES[shape], max_position_embeddings=4096, tie_word_embeddings=False, dtype="bfloat16")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_base` does
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)

@@ -6,11 +6,12 @@ is `trl.SFTTrainer` with the published settings: 4 x 4 accumulation, random orde
 checkpointing; also without, and then with all 16 rows in one pass. Ours is `research.training.supervised.train`, as it
 is, and with each of its techniques left out. First both train a few steps on the same 16 rows without dropout, and
 their losses have to agree; then all are timed, the first steps of each left out. Each has the rows in an order of its
-own, so that it meets shapes of batches that no other has met; with --repeats the second round has them again.
+own, hence mostly other batches than those before it; with --repeats the next round has the same ones again. On a GPU
+also with the attention that PyTorch prefers there, which is stock's.
 
 On one GPU without a hub, random weights of the study's shape, and the evaluation of a cell with them:
 
-    python benchmarks/zlt_cell.py --shape qwen2.5-7b --lengths 80 640 --steps 12 --out benchmarks/zlt_cell_7b.json
+    python benchmarks/zlt_cell.py --shape qwen2.5-7b --lengths 80 640 --steps 12 --repeats 2 --out benchmarks/zlt_cell_7b.json
 
 From these rates the file derives what a cell takes for each of the study's epochs, and the hours of its 25 cells.
 """
@@ -33,7 +34,8 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, make_base, origin, unfused
+from common import SHAPES, Meter, clock, make_base, origin
+from stand_ins import unfused
 from torch.nn.functional import cross_entropy
 from zlt_sweep_cost import evaluate, sweep, sweep_lines
 
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each")
     parser.add_argument(
-        "--kinds", choices=NAMES, nargs="+", default=list(NAMES), help="which rows; the first three are always run"
+        "--kinds", choices=NAMES, nargs="+", help="which rows; the first three are always run; default: all that differ"
     )
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each that go before them, at least one")
     parser.add_argument("--lengths", type=int, nargs=2, default=(80, 120), metavar=("MIN", "MAX"))
@@ -84,6 +86,10 @@ def main() -> None:
         return
     if options.warm_up < 1:
         parser.error("--warm-up must be at least 1: the first step is no step like the others")
+    on_gpu = torch.cuda.is_available()
+    if "cudnn" in (options.kinds or ()) and not on_gpu:
+        parser.error("--kinds cudnn: without a GPU it is the same as ours")
+    options.kinds = options.kinds or [kind for kind in NAMES if on_gpu or kind != "cudnn"]
     if options.eval_tokens is None:
         options.eval_tokens = 200 if options.shape else 0
     four = argparse.Namespace(**vars(options) | {"micro_batch_size": MICRO})
@@ -98,8 +104,7 @@ def main() -> None:
         "peft_layers": lambda rows: run_ours(options, rows, fused_lora=unfused),
         "cudnn": lambda rows: run_ours(options, rows, cudnn=True),
     }
-    wanted = {*WHOLE, *options.kinds} - (set() if torch.cuda.is_available() else {"cudnn"})
-    kinds = {kind: kinds[kind] for kind in NAMES if kind in wanted}
+    kinds = {kind: kinds[kind] for kind in NAMES if kind in (*WHOLE, *options.kinds)}
     report: dict[str, Any] = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("kinds", "out", "table")},
         "provenance": origin(),
@@ -121,18 +126,19 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     rows = make_rows(options, (options.warm_up + options.steps) * BATCH)
     for _ in range(options.repeats):
-        for number, (kind, run) in enumerate(kinds.items()):
+        for kind in list(runs):
+            own = random.Random(kind).sample(rows, len(rows))
             try:
-                runs[kind].append(row := run(random.Random(number).sample(rows, len(rows))))
+                runs[kind].append(row := kinds[kind](own))
             except torch.OutOfMemoryError:
                 print(f"{kind}: more memory than this GPU has", flush=True)
+                del runs[kind]
                 continue
             row["utilisation"] = row["flops"] / row["seconds"] / report["peak"]["flops_per_second"]
             print(f"{kind}: {row['tokens_per_second']:.0f} tokens/s, {row['step_seconds']:.3f} s a step", flush=True)
     report["runs"] = {
         kind: min(found, key=lambda r: r["step_seconds"]) | {"rounds": [row["step_seconds"] for row in found]}
         for kind, found in runs.items()
-        if found
     }
     stock, ours = report["runs"]["stock"], report["runs"]["ours"]
     report["times_stock"] = ours["tokens_per_second"] / stock["tokens_per_second"]
@@ -154,8 +160,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines.append("|---" * (7 if whole else 4) + "|")
     for kind, row in report["runs"].items():
-        step = row.get("step_seconds", row["seconds"] / report["settings"]["steps"])
-        line = f"| {NAMES[kind]} | {row['tokens_per_second']:,.0f} | {step:.3f} | "
+        line = f"| {NAMES[kind]} | {row['tokens_per_second']:,.0f} | {row['step_seconds']:.3f} | "
         line += f"{row['tokens_per_second'] / stock['tokens_per_second']:.2f} |"
         if whole:
             line += f" {row['rounds'][0]:.3f} | {row['utilisation']:.1%} | {row['peak_mib'] / 1024:.2f} |"

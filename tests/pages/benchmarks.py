@@ -12,22 +12,22 @@ from pages.reading import ROOT
 from research.sampling.proof import make_probe
 
 PAGE = "benchmarks/README.md"
-EARLIER, FOUR_STEPS = "grpo_step_3b_earlier.json", "grpo_step_3b_four_steps.json"
+CELL, STEP = "zlt_cell_7b.json", "grpo_step_3b.json"
+CPU_CELL, CPU_STEP = "zlt_cell.json", "grpo_step.json"
 NARROW = "ours, stock's micro-batches"
 UNSHARED = f"{NARROW}, prompts not shared"
+PEFT_LAYERS = f"{NARROW}, PEFT's LoRA layers"
 
 # Every committed measurement and the script whose `--table` prints its rows. None: its rows are claims below.
 TABLES = {
     "sync.json": "sync.py",
     "sync_quiet.json": None,
     "sync_tp2.json": "sync.py",
-    "zlt_cell.json": "zlt_cell.py",
-    "zlt_cell_7b.json": "zlt_cell.py",
-    "grpo_step.json": "grpo_step.py",
-    "grpo_step_3b.json": "grpo_step.py",
-    FOUR_STEPS: None,
-    EARLIER: None,
-    "grpo_step_3b_8_rows.json": None,
+    CPU_CELL: "zlt_cell.py",
+    CELL: "zlt_cell.py",
+    CPU_STEP: "grpo_step.py",
+    STEP: "grpo_step.py",
+    "plans.json": "plans.py",
     "grader.json": "grader.py",
     "mauve_agreement.json": "mauve_agreement.py",
     "sweep_scale.json": "sweep_scale.py",
@@ -78,12 +78,6 @@ def speeds() -> tuple[float, ...]:
     return *quiet("base", "tok_s_cached", "tok_s", "tok_s_reset"), *quiet("live", "tok_s")
 
 
-def evaluation() -> tuple:
-    found = benchmark("zlt_cell_7b.json")["evaluation"]
-    names = ("sampler", "completions", "tokens_each", "seconds", "completions_per_second", "tokens_per_second")
-    return (*(found[name] for name in (*names, "sync_seconds", "questions", "question_seconds")),)
-
-
 def million_parameters() -> float:
     """Of the embedded model, by the header of its weights."""
     with (ROOT / "src/research/models/micro/weights/model.safetensors").open("rb") as file:
@@ -92,12 +86,12 @@ def million_parameters() -> float:
 
 
 def cores() -> str:
-    (threads,) = {benchmark(name)["threads"] for name in ("zlt_cell.json", "grpo_step.json")}
+    (threads,) = {benchmark(name)["threads"] for name in (CPU_CELL, CPU_STEP)}
     return word(threads).capitalize()
 
 
 def agreement() -> tuple[str, float]:
-    found = benchmark("zlt_cell.json")["agreement"]
+    found = benchmark(CPU_CELL)["agreement"]
     return word(len(found["ours"])), found["worst"]
 
 
@@ -125,14 +119,14 @@ def synced() -> tuple[float, ...]:
     return theirs, ours, ours + sync("live", "proof_s")[0], theirs / ours, more, own
 
 
-def trained(before: str, after: str, file: str = "zlt_cell_7b.json") -> tuple[float, ...]:
+def trained(before: str, after: str, file: str = CELL) -> tuple[float, ...]:
     """Tokens a second, how many times; on a GPU also GiB."""
     slow, fast = runs(file, before, after)
     speeds = [run["tokens_per_second"] for run in (slow, fast)]
     return *speeds, speeds[1] / speeds[0], *(run["peak_mib"] / 1024 for run in (slow, fast) if run["peak_mib"])
 
 
-def stepped(before: str, after: str, file: str = "grpo_step.json") -> tuple[float, ...]:
+def stepped(before: str, after: str, file: str = CPU_STEP) -> tuple[float, ...]:
     """Seconds a step; how many times the tokens a second, for the runs draw their own completions; on a GPU also GiB."""
     slow, fast = runs(file, before, after)
     times = fast["tokens_per_second"] / slow["tokens_per_second"]
@@ -140,20 +134,13 @@ def stepped(before: str, after: str, file: str = "grpo_step.json") -> tuple[floa
     return slow["step_seconds"], fast["step_seconds"], times, *memory
 
 
-def on_gpu(before: str, after: str, file: str = "grpo_step_3b.json") -> tuple[float, ...]:
-    """The same at the 3B shape, where it has GiB."""
-    found = stepped(before, after, file)
-    assert len(found) == 5
-    return found
-
-
-def seconds_of(kind: str, file: str = "grpo_step_3b.json") -> float:
-    return runs(file, kind)[0]["step_seconds"]
+def constraint_share(kind: str, file: str) -> tuple[float]:
+    return (100 * runs(file, kind)[0]["constraint_share"],)
 
 
 def rounds() -> tuple[int, str]:
     """Steps of each kind on a CPU, and rounds of them. Medians of ours lie close where prompts are shared."""
-    found = benchmark("grpo_step.json")
+    found = benchmark(CPU_STEP)
     (steps,) = {len(run["seconds"]) for run in found["runs"].values()}
     alike = [run["step_seconds"] for kind, run in found["runs"].items() if kind not in ("stock TRL", UNSHARED)]
     assert max(alike) < 1.2 * min(alike)
@@ -161,77 +148,10 @@ def rounds() -> tuple[int, str]:
     return steps, word(found["settings"]["repeats"])
 
 
-def constraint_share(file: str) -> tuple[float]:
-    return (100 * runs(file, "ours, erase on frozen A")[0]["constraint_share"],)
-
-
-def projected() -> tuple[float, ...]:
-    """The constraint's seconds, module by module and all together, and how many times."""
-    apart, together = (
-        run["constraint_share"] * run["step_seconds"]
-        for file in (EARLIER, FOUR_STEPS)
-        for run in runs(file, "ours, erase on frozen A")
-    )
-    return apart, together, apart / together
-
-
-def adapters() -> tuple[float, ...]:
-    """LoRA and AntiPaSTO in both runs of four steps, lowest and highest; GiB of the later run."""
-    found = [on_gpu("ours", "ours, AntiPaSTO", file) for file in (EARLIER, FOUR_STEPS)]
-    ranges = [value for column in list(zip(*found, strict=True))[:3] for value in (min(column), max(column))]
-    return *ranges, *found[1][3:]
-
-
-def three_runs() -> tuple[float, ...]:
-    files = EARLIER, FOUR_STEPS, "grpo_step_3b.json"
-    found = [seconds_of("ours", file) for file in files]
-    assert max(found) < 1.25 * min(found)
-    assert {benchmark(file)["settings"]["steps"] for file in files[:2]} == {4}
-    return tuple(found)
-
-
-def at_the_limit() -> tuple[float, ...]:
-    """AntiPaSTO's GiB; the projection's seconds in both runs; its share of its own step and of a later one, percent."""
-    apart, together, _ = projected()
-    share = constraint_share(FOUR_STEPS)
-    return adapters()[-1], apart, together, *share, 100 * together / seconds_of("ours")
-
-
-def scatter() -> tuple[float, ...]:
-    """Fastest and slowest step of stock and of ours; the medians with PEFT's layers and with ours."""
-    found = [sorted(run["seconds"]) for run in runs("grpo_step_3b.json", "stock TRL", "ours")]
-    narrow = [seconds_of(kind) for kind in (f"{NARROW}, PEFT's LoRA layers", NARROW)]
-    assert narrow[0] < narrow[1]
-    return *(value for each in found for value in (each[0], each[-1])), *narrow
-
-
-def not_shown() -> tuple[float, ...]:
-    """GiB of what was no slower than ours at the 7B shape."""
-    without = [benchmark("zlt_cell_7b.json")["runs"][kind] for kind in ("all_logits", "peft_layers")]
-    (ours,) = runs("zlt_cell_7b.json", "ours")
-    assert all(run["tokens_per_second"] > ours["tokens_per_second"] for run in without)
-    assert runs("zlt_cell_7b.json", "four_rows")[0]["tokens_per_second"] < trained("stock", "stock_no_checkpointing")[1]
-    on_a_cpu = benchmark("zlt_cell.json")["runs"]
-    assert all(
-        on_a_cpu[k]["tokens_per_second"] < on_a_cpu["ours"]["tokens_per_second"] for k in ("all_logits", "peft_layers")
-    )
-    return tuple(run["peak_mib"] / 1024 for run in without)
-
-
-def eight_rows() -> tuple[float, ...]:
-    stock, ours, unshared = runs("grpo_step_3b_8_rows.json", "stock TRL", "ours", "ours, prompts not shared")
-    return stock["step_seconds"], ours["step_seconds"], ours["peak_mib"] / 1024, unshared["step_seconds"]
-
-
 def demo() -> tuple[str, float]:
     found = benchmark("demo.json")
     assert " ".join(found["line"]) in (ROOT / "Makefile").read_text(), "what the demo runs today"
     return word(len(found["cells"])), found["seconds"]
-
-
-def gpu_phases() -> tuple[float, ...]:
-    found = runs("grpo_step_3b.json", "ours")[0]["phases"]
-    return tuple(found[name] for name in ("sampling/seconds", "sync/seconds", "sync/proof_seconds", "probe/seconds"))
 
 
 def graded() -> tuple[float, ...]:
@@ -255,95 +175,8 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "| tokens/s, 7B shape | {:,.0f} (stock) | {:,.0f} (stock) | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: trained("stock", "stock_no_checkpointing"),
-    ),
-    Claim(
-        PAGE,
-        "| tokens/s, 7B shape | {:,.0f} (stock, four rows a pass) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: trained("stock", "ours"),
-    ),
-    Claim(PAGE, "each row is one run of {} steps", lambda: setting("zlt_cell_7b.json", "steps")),
-    Claim(PAGE, "our GRPO step at the 3B shape was {:.2f}, {:.2f} and {:.2f} s in three of them.", three_runs),
-    Claim(
-        PAGE, "| tokens/s, 7B shape | {:,.0f} | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |", lambda: trained("padded", "ours")
-    ),
-    Claim(
-        PAGE,
-        "| tokens/s, 7B shape | {:,.0f} (four rows a pass) | {:,.0f} | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: trained("four_rows", "ours"),
-    ),
-    Claim(
-        PAGE,
-        "| tokens/s, CPU | {:,.0f} | {:,.0f} | {:.1f} | |",
-        lambda: [trained(kind, "ours", "zlt_cell.json") for kind in ("padded", "all_logits", "peft_layers")],
-    ),
-    Claim(
-        PAGE,
-        "| tokens/s, CPU | {:,.0f} (stock, four rows a pass) | {:,.0f} | {:.1f} | |",
-        lambda: trained("stock", "ours", "zlt_cell.json"),
-    ),
-    Claim(PAGE, "(their memory is {:.1f} and {:.1f} GiB)", not_shown),
-    Claim(
-        PAGE,
-        "| s a GRPO step, CPU | {:.2f} | {:.2f} | {:.1f} |",
-        lambda: [stepped(UNSHARED, "ours"), stepped("ours", "ours, AntiPaSTO")],
-    ),
-    Claim(PAGE, "| s a step, CPU | {:.2f} (stock) | {:.2f} | {:.1f} |", lambda: stepped("stock TRL", "ours")),
-    Claim(PAGE, "| share of its step, CPU | | {:.2f} % |", lambda: constraint_share("grpo_step.json")),
-    Claim(PAGE, "| s of a GRPO step, 3B shape; two runs | {:.3f} (module by module) | {:.3f} | {:.1f} |", projected),
-    Claim(
-        PAGE,
-        "| s a step, 3B shape | {:.2f} (stock) | {:.2f} | {:.1f} | {:.1f}, {:.1f} |",
-        lambda: on_gpu("stock TRL", "ours"),
-    ),
-    Claim(
-        PAGE,
-        "| s a GRPO step, 3B shape | {:.2f} | {:.2f} | {:.1f}, not told apart | {:.1f}, {:.1f} |",
-        lambda: [on_gpu(UNSHARED, NARROW), on_gpu(NARROW, "ours")],
-    ),
-    Claim(
-        PAGE,
-        "| s a GRPO step, 3B shape; two runs | {:.2f} to {:.2f} | {:.2f} to {:.2f} | {:.1f} to {:.1f} | {:.1f}, {:.1f} |",
-        adapters,
-    ),
-    Claim(
-        PAGE,
-        "{} groups of {}, prompts of {} tokens, completions of {},",
-        lambda: setting("grpo_step_3b.json", "groups", "group_size", "prompt_tokens", "max_tokens"),
-    ),
-    Claim(
-        PAGE,
-        "Stock's micro-batches hold {} rows, ours {},",
-        lambda: setting("grpo_step_3b.json", "micro_batch_size", "own_micro_batch_size"),
-    ),
-    Claim(PAGE, "Medians of {} steps", lambda: setting("grpo_step_3b.json", "steps")),
-    Claim(
-        PAGE,
-        "stock's took {:.2f} to {:.2f} s, ours {:.2f} to {:.2f} s; hence medians. With PEFT's layers the median was {:.2f} s "
-        "beside {:.2f} s",
-        scatter,
-    ),
-    Claim(
-        PAGE,
-        "AntiPaSTO is no slower than LoRA and takes {:.1f} GiB. The earlier one projected module by module, which a GPU waits for: "
-        "{:.3f} s. Now all are projected together: {:.3f} s, {:.2f} % of that run's step with erase and {:.2f} % of our step above.",
-        at_the_limit,
-    ),
-    Claim(
-        PAGE,
-        "Of our step {:.2f} s is generation; the sync takes {:.2f} s, its proof {:.2f} s, and {:.2f} s go into",
-        gpu_phases,
-    ),
-    Claim(
-        PAGE,
-        "With {} rows in every micro-batch",
-        lambda: setting("grpo_step_3b_8_rows.json", "micro_batch_size"),
-    ),
-    Claim(
-        PAGE,
-        "stock took {:.2f} s a step, ours {:.2f} s in {:.1f} GiB, and without sharing prompts {:.2f} s",
-        eight_rows,
+        "frozen A | share of its step, CPU | | {:.2f} % |",
+        lambda: constraint_share("ours, erase on frozen A", CPU_STEP),
     ),
     Claim(PAGE, "| programs/s | {:.1f} | {:.1f} | {:.1f} |", graded),
     Claim(PAGE, "| MAUVE, {:,} samples a side, median of {} cases | s | {} (reference) | {} | {:.1f} |", mauve_seconds),
@@ -369,35 +202,11 @@ CLAIMS = [
         "kernels; without an adapter it drew {:,.0f},",
         wandering,
     ),
-    Claim(
-        PAGE,
-        "Evaluation with {}: {:,} completions of {} tokens in {:.1f} s ({:.0f} a second, {:,.0f} tokens/s), the sync before "
-        "them {:.1f} s, {:,} four-choice prompts {:.1f} s.",
-        evaluation,
-    ),
-    Claim(
-        PAGE,
-        "{:.0f} TFLOP/s in the same run",
-        lambda: (benchmark("zlt_cell_7b.json")["peak"]["flops_per_second"] / 1e12,),
-    ),
-    Claim(
-        PAGE,
-        "the published sweep took {} by its own code",
-        lambda: (benchmark("zlt_cell_7b.json")["sweep"]["published_gpu_hours"],),
-    ),
-    Claim(
-        PAGE,
-        "steps of 16 rows of {} to {} tokens, labels on the last {};",
-        lambda: (
-            *benchmark("zlt_cell_7b.json")["settings"]["lengths"],
-            benchmark("zlt_cell_7b.json")["settings"]["labels"],
-        ),
-    ),
     Claim(PAGE, "{} cores, the embedded model ({:.1f} M parameters)", lambda: (cores(), million_parameters())),
     Claim(PAGE, "{} steps' losses differ by at most {:.1e} nats", agreement),
-    Claim(PAGE, "GRPO step of {} groups of {} on", lambda: setting("grpo_step.json", "groups", "group_size")),
+    Claim(PAGE, "GRPO step of {} groups of {} on", lambda: setting(CPU_STEP, "groups", "group_size")),
     Claim(PAGE, "medians over {} steps in {} rounds", rounds),
-    Claim(PAGE, "Micro-batches are stock's, {} rows.", lambda: setting("grpo_step.json", "micro_batch_size")),
+    Claim(PAGE, "Micro-batches are stock's, {} rows.", lambda: setting(CPU_STEP, "micro_batch_size")),
     Claim(PAGE, "a load of {} at the end", lambda: (benchmark("grader.json")["load_average"],)),
     Claim(PAGE, "{:,} samples a side in {} dimensions", mauve_sizes),
     Claim(PAGE, "{:,} cells of the marker study", lambda: (benchmark("sweep_scale.json")["cells"],)),

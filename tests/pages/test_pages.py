@@ -24,6 +24,7 @@ import pytest
 
 from pages import (
     benchmarks,
+    benchmarks_training,
     front,
     imposter,
     imposter_alone,
@@ -47,6 +48,7 @@ from research.tasks.zlt_sweep.lattice import groups
 PAGES = (
     front,
     benchmarks,
+    benchmarks_training,
     reward_hack,
     zlt_sweep,
     zlt_sizes,

@@ -40,7 +40,7 @@ def test_base_is_frozen_float32_on_cpu(base):
 
 def test_attention_plans_nothing(tiny_model_dir):
     """cuDNN would, for every shape of a batch."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)  # PyTorch's default, which nothing after this needs
     load_base(ModelConfig(name="tiny", path=str(tiny_model_dir)), device="cpu")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -2,10 +2,11 @@
 
     y = x W' + b + scale * dropout(x) A' B'
 
-The same function as PEFT's layer: the scale goes into the small products, the adapter's output is added where the
-base's lies, and on a CPU dropout's 1 / (1 - p) goes there too and it draws the gaps between dropped elements (geometric)
-instead of a number for every element; each element is still dropped independently with probability p. Under autocast a float32
-adapter's small matrices are rounded to the base's bfloat16, where PEFT casts the input up and down again.
+The same function as PEFT's layer: the scale goes into the small products, and the adapter's output is added where the
+base's lies. On a CPU dropout's 1 / (1 - p) goes into these products too, and dropout draws the gaps between dropped
+elements (geometric) instead of a number for every element; each element is still dropped independently with probability
+p. Under autocast a float32 adapter's small matrices are rounded to the base's bfloat16, where PEFT casts the input up
+and down again.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
@@ -36,7 +37,7 @@ def dropped(count: int, p: float) -> torch.Tensor:
 
 
 def _thinned(x_TI: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor | None, float]:
-    """Dropout; on a GPU the mask of what it kept, on a CPU the positions of its zeros; and what is left to divide by."""
+    """Dropout; on a GPU its mask, on a CPU the places of its zeros; and 1 - p where that is still to be divided out."""
     if p == 0:
         return x_TI, None, 1.0
     if x_TI.is_cuda:

@@ -31,10 +31,8 @@ def rounds_of(file: str) -> tuple[int, str]:
 
 
 def of_each_round(file: str, kind: str) -> list[float]:
-    """Seconds a step: of a GRPO step medians, of training means; of training on a CPU the fastest alone."""
+    """Seconds a step: of a GRPO step medians, of training means."""
     (run,) = runs(file, kind)
-    if file == CPU_CELL:
-        return [run["step_seconds"]]
     steps = benchmark(file)["settings"]["steps"]
     return run.get("rounds") or [median(run["seconds"][i : i + steps]) for i in range(0, len(run["seconds"]), steps)]
 

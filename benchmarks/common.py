@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,17 @@ def origin() -> dict[str, Any]:
     """Date, commit, libraries, hardware and command of a measurement; absolute paths in the command become names."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     return {"date": now(), **provenance(shlex.join(["python", *words]))}
+
+
+def parsed(parser: argparse.ArgumentParser, table: Callable[[dict[str, Any]], str]) -> argparse.Namespace:
+    """The options, with --out and --table; --table prints a finished run and ends the process."""
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--table", type=Path, help="print the tables of a finished run and do nothing else")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        raise SystemExit
+    return options
 
 
 def free() -> None:

@@ -42,7 +42,7 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, free, make_base, origin
+from common import SHAPES, Meter, clock, free, make_base, origin, parsed
 from stand_ins import random_directions, random_factors, unfused
 
 from research.config import AdapterConfig, ModelConfig, Optimization, RunConfig, SamplerConfig
@@ -99,12 +99,7 @@ def main() -> None:
     parser.add_argument("--gpu-memory", type=float, default=0.2, help="share of the GPU that vLLM takes")
     parser.add_argument("--weights", type=Path, help="directory of --shape's weights for vLLM, made when it is not there; "
                         "default: a temporary one")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
-    options = parser.parse_args()
-    if options.table:
-        print(table(json.loads(options.table.read_text())))
-        return
+    options = parsed(parser, table)
     options.model = "micro"
     again = {}  # kinds that would be `ours` once more
     if options.own_micro_batch_size is None:

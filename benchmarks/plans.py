@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, clock, make_base, origin
+from common import SHAPES, clock, make_base, origin, parsed
 
 from research.reporting.tables import markdown
 from research.sampling.interface import SamplingParams
@@ -33,12 +32,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs=2, default=(80, 640), metavar=("MIN", "MAX"))
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--table", type=Path, help="print the table of a finished run and do nothing else")
-    options = parser.parse_args()
-    if options.table:
-        print(table(json.loads(options.table.read_text())))
-        return
+    options = parsed(parser, table)
     report = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "table")},
         "provenance": origin(),

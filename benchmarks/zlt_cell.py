@@ -34,7 +34,7 @@ import research  # noqa: F401  before torch: how its threads wait
 
 # isort: split
 import torch
-from common import SHAPES, Meter, clock, make_base, origin
+from common import SHAPES, Meter, clock, make_base, origin, parsed
 from stand_ins import unfused
 from torch.nn.functional import cross_entropy
 from zlt_sweep_cost import evaluate, sweep, sweep_lines
@@ -78,12 +78,7 @@ def main() -> None:
     parser.add_argument("--eval-tokens", type=int, default=None, help="of a completion; 0: no evaluation; "
                         "default: 200 with --shape")  # fmt: skip
     parser.add_argument("--eval-questions", type=int, default=1172, help="prompts of the capability score")
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--table", type=Path, help="print the tables of a finished run and do nothing else")
-    options = parser.parse_args()
-    if options.table:
-        print(table(json.loads(options.table.read_text())))
-        return
+    options = parsed(parser, table)
     if options.warm_up < 1:
         parser.error("--warm-up must be at least 1: the first step is no step like the others")
     on_gpu = torch.cuda.is_available()
